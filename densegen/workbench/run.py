@@ -75,7 +75,12 @@ def write_atomic(
         raise
     return path
 
-# %% ../../nbs/01_run.ipynb #5b4ba038
+# %% ../../nbs/01_run.ipynb #fd7c9db2
+def _plain(value: Any) -> Any:
+    "NumPy and torch scalars as Python numbers, so that JSON and tables can hold them."
+    return value.item() if hasattr(value, "item") else value
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "**no**"
@@ -165,17 +170,11 @@ def claim(
     holds: bool,  # whether it held in this run
     value: Any = None,  # what was measured
     reference: Any = None,  # what was published, with its source
-) -> bool:  # `holds`
+) -> None:
     "Record a statement with the value of this run; `report` shows and judges it."
-    entry = {"claim": text, "holds": bool(holds), "measured": value, "published": reference}
+    entry = {"claim": text, "holds": bool(holds), "measured": _plain(value), "published": reference}
     claims = current_run().claims
     claims[:] = [c for c in claims if c["claim"] != text] + [entry]
-    return bool(holds)
-
-# %% ../../nbs/01_run.ipynb #fd7c9db2
-def _plain(value: Any) -> Any:
-    "NumPy and torch scalars as Python numbers, so that JSON can hold them."
-    return value.item() if hasattr(value, "item") else str(value)
 
 # %% ../../nbs/01_run.ipynb #ccd8bc8b
 def report() -> Table:
@@ -183,7 +182,7 @@ def report() -> Table:
     run = current_run()
     if run.folder:
         data = {"scale": run.scale.value, "seed": run.seed, "device": str(run.device), "claims": run.claims}
-        write_atomic(run.folder / "claims.json", json.dumps(data, default=_plain, indent=1).encode())
+        write_atomic(run.folder / "claims.json", json.dumps(data, default=str, indent=1).encode())
     false = [c["claim"] for c in run.claims if not c["holds"]]
     if false and run.scale is not Scale.smoke:
         print(Table(run.claims))
