@@ -1,0 +1,47 @@
+# densegen: what one can do with a clone. `make` alone prints the targets.
+PYTHON ?= python3
+SCALE ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help course test quick lab site export bench clean
+.DEFAULT_GOAL := help
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+$(READY): settings.ini constraints.txt setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+course: $(READY) ## run the lectures (SCALE=smoke is a tour of a minute or two)
+	$(BIN)/densegen run --scale $(SCALE)
+
+test: $(READY) ## all that CI runs: sources in sync, unit tests, every lecture at scale cpu, the book
+	$(BIN)/python -m pytest
+	$(BIN)/densegen run --scale cpu
+
+quick: $(READY) ## the same at scale smoke, for everyday work
+	$(BIN)/python -m pytest
+	$(BIN)/densegen run --scale smoke
+
+lab: $(READY) ## open JupyterLab on the index
+	$(BIN)/densegen lab
+
+site: $(READY) ## build the book into _site
+	$(BIN)/densegen site
+
+export: $(READY) ## write densegen/*.py and README.md from the notebooks, clean the notebooks
+	find densegen -name '*.py' -not -name __init__.py -delete
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/densegen readme
+
+bench: $(READY) ## time the flows against their peers
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	$(BIN)/python tests/benchmarks/coupling.py
+
+clean: ## remove the environment and everything that was computed
+	rm -rf $(VENV) _runs _site _book _proc _docs *.egg-info .pytest_cache

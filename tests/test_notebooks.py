@@ -1,0 +1,171 @@
+"""The notebooks are the source: they must be in sync with the package, clean, and written in small cells."""
+import ast
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if not p.name.startswith("_"))
+LECTURES = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
+COURSE = [p for p in LECTURES if not p.name.startswith("9") and p.name != "00_notation.ipynb"]
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [c for c in read(path).cells if c.cell_type == "code" and c.source.strip()]
+
+
+def default_exp(path):
+    found = re.findall(r"^#\|\s*default_exp\s+(\S+)", "\n".join(c.source for c in code_cells(path)), re.M)
+    assert len(found) <= 1, f"{path.name}: more than one default_exp"
+    return found[0] if found else None
+
+
+def by_name(paths):
+    return [pytest.param(p, id=p.stem) for p in paths]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    "A copy of the sources, so that exporting and cleaning cannot touch the checkout."
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("nbs", "densegen"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"), symlinks=True)
+    for name in ("settings.ini", "_quarto.yml", "README.md"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def nbdev(command, folder):
+    script = f"from nbdev.{command[0]} import {command[1]}; {command[1]}()"
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, capture_output=True, timeout=120)
+
+
+def test_package_is_what_the_notebooks_export(clone):
+    for path in (clone / "densegen").rglob("*.py"):
+        if path.name != "__init__.py":
+            path.unlink()
+    nbdev(("doclinks", "nbdev_export"), clone)
+    ours = {p.relative_to(ROOT): p.read_text() for p in (ROOT / "densegen").rglob("*.py")}
+    exported = {p.relative_to(clone): p.read_text() for p in (clone / "densegen").rglob("*.py")}
+    assert sorted(ours) == sorted(exported), "run `make export`"
+    different = [str(p) for p in ours if ours[p] != exported[p]]
+    assert not different, f"not in sync, run `make export`: {different}"
+
+
+def test_notebooks_are_clean(clone):
+    before = {p.name: json.loads(p.read_text()) for p in (clone / "nbs").glob("*.ipynb")}
+    nbdev(("clean", "nbdev_clean"), clone)
+    after = {p.name: json.loads(p.read_text()) for p in (clone / "nbs").glob("*.ipynb")}
+    assert [n for n in before if before[n] != after[n]] == [], "run `make export`"
+
+
+def test_stems_are_unique():
+    stems = [re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.stem).lower() for p in NOTEBOOKS]
+    assert len(stems) == len(set(stems))
+
+
+def test_default_exps_are_unique():
+    modules = [m for m in map(default_exp, NOTEBOOKS) if m]
+    assert len(modules) == len(set(modules))
+
+
+@pytest.mark.parametrize("path", by_name(LECTURES))
+def test_module_bears_the_stem(path):
+    module = default_exp(path)
+    assert module is None or module.split(".")[-1] == re.sub(r"^\d+_", "", path.stem)
+
+
+@pytest.mark.parametrize("path", by_name(NOTEBOOKS))
+def test_small_and_executed(path):
+    assert path.stat().st_size < 1.5e6
+    cells = code_cells(path)
+    outputs = [o for c in cells for o in c.outputs]
+    assert outputs or not cells, "commit the notebook with its outputs: densegen run, then densegen keep"
+    assert not [o.ename for o in outputs if o.output_type == "error"]
+    ids = [c.id for c in read(path).cells]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("path", by_name(LECTURES))
+def test_cells_are_small(path):
+    lengths = [len(c.source.strip().splitlines()) for c in code_cells(path)]
+    assert statistics.median(lengths) <= 5
+    assert max(lengths) <= 45
+    assert sum(n < 20 for n in lengths) >= 0.9 * len(lengths)
+    assert max(len(line) for c in code_cells(path) for line in c.source.splitlines()) <= 120
+
+
+@pytest.mark.parametrize("path", by_name(LECTURES))
+def test_prose_comes_in_portions(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown" and not re.search(r"^## (References|Exercises|Summary)", cell.source, re.M):
+            prose = re.sub(r"\$\$.*?\$\$|^\|.*$|^```.*?^```", "", cell.source, flags=re.S | re.M)
+            assert len(prose.split()) <= 150, cell.source[:80]
+
+
+@pytest.mark.parametrize("path", by_name(COURSE))
+def test_has_the_parts_of_a_lecture(path):
+    cells = read(path).cells
+    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    names = [t.id for node in ast.parse(tagged[0].source).body for t in node.targets]
+    assert names[:3] == ["scale", "seed", "device"]
+    prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    for heading in ("Summary", "Exercises", "References"):
+        assert re.search(rf"^## {heading}$", prose, re.M), f"no {heading}"
+    assert cells[0].source.startswith("# ")
+
+
+@pytest.mark.parametrize("path", by_name(LECTURES))
+def test_never_imports_and_works_in_one_cell(path):
+    for cell in code_cells(path):
+        if cell.source.startswith("%"):
+            continue
+        kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body}
+        assert len(kinds) < 2, f"imports and code in one cell:\n{cell.source}"
+
+
+def public(path):
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node.name, node
+            if isinstance(node, ast.ClassDef):
+                for sub in node.body:
+                    if isinstance(sub, ast.FunctionDef) and not sub.name.startswith("_"):
+                        yield f"{node.name}.{sub.name}", sub
+
+
+MODULES = sorted(p for p in (ROOT / "densegen").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in MODULES])
+def test_public_names_have_docstrings_and_types(path):
+    inherited = {"forward", "inverse", "log_prob", "sample", "energy", "loss", "plot", "pick", "checkpoint"}
+    for name, node in public(path):
+        short = name.split(".")[-1]
+        if short not in inherited:
+            assert ast.get_docstring(node), f"{name}: no docstring"
+        if isinstance(node, ast.FunctionDef) and "." not in name:
+            arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            untyped = [a.arg for a in arguments if a.annotation is None]
+            assert not untyped and (node.returns is not None), f"{name}: no type for {untyped or 'the result'}"
+
+
+@pytest.mark.parametrize("module", ["densegen.flows.bijections", "densegen.flows.coupling", "densegen.energy.energy"])
+def test_models_import_torch_alone(module):
+    banned = "matplotlib sklearn skimage scipy IPython ipywidgets lightning lightning_fabric pooch papermill".split()
+    script = f"import sys, {module}; print([m for m in {banned} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert out.stdout.strip() == "[]"
