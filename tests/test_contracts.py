@@ -1,0 +1,258 @@
+"""One contract over all bijections and densities; the models stand in zoo.py."""
+import copy
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zoo import BIJECTIONS, DENSITIES, randomized, trained
+
+from densegen.flows.bijections import Compose, Flow, Permutation, StandardNormal, StandardUniform, reference_ladj
+from densegen.flows.coupling import AffineCoupling, RealNVP
+
+bijections = pytest.mark.parametrize("case", BIJECTIONS.values(), ids=BIJECTIONS)
+densities = pytest.mark.parametrize("case", DENSITIES.values(), ids=DENSITIES)
+EVERYTHING = BIJECTIONS | DENSITIES
+everything = pytest.mark.parametrize("case", EVERYTHING.values(), ids=EVERYTHING)
+
+
+def evaluate(model, x, c):
+    "The numbers that a model computes from data, as one tuple."
+    if hasattr(model, "log_prob"):
+        return (model.log_prob(x) if c is None else model.log_prob(x, c),)
+    return model(x, c)
+
+
+def same(a, b, **tolerance):
+    return all(torch.allclose(p, q, equal_nan=True, **tolerance) for p, q in zip(a, b, strict=True))
+
+
+@bijections
+@pytest.mark.parametrize("state", ["random", "trained"])
+def test_round_trip_in_float32(case, state):
+    model = case.make()
+    model = randomized(model, 0.3) if state == "random" else trained(model, case) if list(model.parameters()) else model
+    x, c = case.inputs(200)
+    with torch.no_grad():
+        z, ladj = model(x, c)
+        back, ladj_back = model.inverse(z, c)
+    assert z.isfinite().all() and (back - x).abs().max() < 1e-4
+    assert (ladj + ladj_back).abs().max() < 1e-3
+
+
+@bijections
+def test_round_trip_far_outside(case):
+    model = randomized(case.make(), 0.3)
+    x, c = case.inputs(50)
+    with torch.no_grad():
+        z, _ = model(30 * x, c)
+        back, _ = model.inverse(z, c)
+    assert z.isfinite().all() and back.isfinite().all()
+    assert ((back - 30 * x).abs() / (1 + 30 * x.abs())).max() < 1e-2
+
+
+@bijections
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_ladj_against_autograd(case, inverse):
+    model = randomized(case.make(), 0.3).double()
+    x, c = case.inputs(6, torch.float64)
+    _, ladj = model.inverse(x, c) if inverse else model(x, c)
+    assert ladj.shape == (6,)
+    assert torch.allclose(ladj, reference_ladj(model, x, c, inverse), atol=1e-8)
+
+
+@densities
+def test_integrates_to_one(case):
+    if case.shape != (2,):
+        pytest.skip("quadrature is for two dimensions")
+    model = randomized(case.make(), 0.25).double()
+    t = torch.linspace(-40, 40, 1601, dtype=torch.float64)
+    x = torch.cartesian_prod(t, t)
+    c = torch.randn(1, case.context, dtype=torch.float64).expand(len(x), -1) if case.context else None
+    with torch.no_grad():
+        mass = evaluate(model, x, c)[0].exp().sum() * (t[1] - t[0]) ** 2
+    assert abs(mass.item() - 1) < 1e-3
+
+
+@densities
+def test_samples_follow_the_density(case):
+    "E[p_other / p] under p is 1 for any density p_other: a sampler that disagrees with log_prob fails."
+    model = randomized(case.make(), 0.2)
+    n = 40_000
+    c = torch.randn(1, case.context).expand(n, -1) if case.context else None
+    with torch.no_grad():
+        x = model.sample(n) if c is None else model.sample(n, c)
+        inside = x.flatten(1)
+        other = torch.distributions.Normal(inside.mean(0), 0.4 * inside.std(0))
+        ratio = (other.log_prob(inside).sum(1) - evaluate(model, x, c)[0]).double().exp()
+    assert x.shape == (n, *case.shape)
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / n**0.5
+
+
+@everything
+def test_gradients_reach_every_parameter(case):
+    model = randomized(case.make()).train()
+    x, c = case.inputs(16)
+    out = evaluate(model, x.requires_grad_(), c)
+    sum((o * torch.randn_like(o)).sum() for o in out).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@everything
+def test_eval_equals_train(case):
+    model = randomized(case.make())
+    if any(isinstance(m, torch.nn.Dropout) for m in model.modules()):
+        pytest.skip("dropout differs by intent")
+    x, c = case.inputs(7)
+    assert same(evaluate(model.train(), x, c), evaluate(model.eval(), x, c))
+
+
+@everything
+def test_save_and_load(case, tmp_path):
+    model, other = randomized(case.make()), randomized(case.make())
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    x, c = case.inputs(5)
+    assert same(evaluate(model, x, c), evaluate(other, x, c), rtol=0, atol=0)
+    assert same(evaluate(model, x, c), evaluate(copy.deepcopy(model), x, c), rtol=0, atol=0)
+
+
+@everything
+@pytest.mark.parametrize("n", [0, 1])
+def test_small_batches(case, n):
+    model = randomized(case.make())
+    x, c = case.inputs(n)
+    assert all(len(o) == n for o in evaluate(model, x, c))
+    x8, c8 = case.inputs(8)
+    if n:
+        whole = evaluate(model, x8, c8)
+        single = evaluate(model, x8[:1], None if c8 is None else c8[:1])
+        assert same([o[:1] for o in whole], single, atol=1e-5)
+
+
+@everything
+def test_items_do_not_influence_each_other(case):
+    model = randomized(case.make())
+    x, c = case.inputs(4)
+    before = evaluate(model, x, c)
+    x[0] += 1
+    assert same([o[1:] for o in before], [o[1:] for o in evaluate(model, x, c)], atol=1e-6)
+
+
+@everything
+def test_double_precision(case):
+    model = randomized(case.make(), 0.3)
+    x, c = case.inputs(5, torch.float64)
+    exact = evaluate(copy.deepcopy(model).double(), x, c)
+    assert all(o.dtype == torch.float64 for o in exact)
+    single = evaluate(model, x.float(), None if c is None else c.float())
+    assert same([o.double() for o in single], exact, atol=1e-3, rtol=1e-3)
+
+
+@everything
+def test_shapes_on_the_meta_device(case):
+    model = case.make().to("meta")
+    x, c = case.inputs(3, device="meta")
+    out = evaluate(model, x, c)
+    assert all(o.device.type == "meta" for o in out) and out[-1].shape == (3,)
+
+
+@everything
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_equals_eager(case):
+    if sys.platform != "linux":
+        pytest.skip("torch.compile needs a C++ compiler, which is certain on Linux only")
+    torch._dynamo.reset()
+    model = randomized(case.make(), 0.3)
+    x, c = case.inputs(9)
+    with torch.no_grad():
+        compiled = torch.compile(lambda x, c: evaluate(model, x, c), fullgraph=True, backend="aot_eager")
+        assert same(compiled(x, c), evaluate(model, x, c), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_code_equals_eager():
+    "The whole compiler once: code generation takes long, tracing (above) is what models can break."
+    torch._dynamo.reset()
+    model = randomized(RealNVP(2, layers=2, width=8), 0.3)
+    x = torch.randn(16, 2)
+    try:
+        compiled = torch.compile(model.log_prob, fullgraph=True)(x)
+    except torch._inductor.exc.InductorError as error:
+        pytest.skip(f"no working C++ compiler here: {error}")
+    assert torch.allclose(compiled, model.log_prob(x), atol=1e-5)
+
+
+@densities
+def test_sampling_obeys_the_seed(case):
+    model = randomized(case.make(), 0.3)
+    args = (case.inputs(4)[1],) if case.context else ()
+    first = model.sample(4, *args, generator=torch.Generator().manual_seed(1))
+    assert first.equal(model.sample(4, *args, generator=torch.Generator().manual_seed(1)))
+    assert not first.equal(model.sample(4, *args, generator=torch.Generator().manual_seed(2)))
+
+
+@densities
+@pytest.mark.parametrize("shape", [(3,), (4, 7), (4, 2, 2)])
+def test_wrong_shapes_are_refused(case, shape):
+    model = case.make()
+    if isinstance(model, StandardNormal):
+        pytest.skip("a base density is called by a flow, which checks")
+    with pytest.raises(ValueError, match=r"expected a batch of shape \[B, .*got \["):
+        model.log_prob(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("context", [None, torch.zeros(4, 2), torch.zeros(3, 3)])
+def test_wrong_contexts_are_refused(context):
+    with pytest.raises(ValueError, match=r"context: expected \[4, 3\]; got"):
+        RealNVP(2, layers=2, width=8, context=3).log_prob(torch.zeros(4, 2), context)
+
+
+def test_unwanted_context_is_refused():
+    with pytest.raises(ValueError, match="context=0"):
+        RealNVP(2, layers=2, width=8).log_prob(torch.zeros(4, 2), torch.zeros(4, 3))
+
+
+def test_other_bad_arguments():
+    with pytest.raises(ValueError, match="at least 2 components"):
+        AffineCoupling(1)
+    with pytest.raises(ValueError, match="permutation of 0..2"):
+        Permutation(torch.tensor([0, 0, 2]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 9), st.integers(1, 5), st.integers(0, 6), st.integers(0, 2))
+def test_realnvp_takes_any_shape(dim, layers, n, context):
+    model = randomized(RealNVP(dim, layers=layers, width=4, context=context), 0.3).double()
+    x = torch.randn(n, dim, dtype=torch.float64)
+    c = torch.randn(n, context, dtype=torch.float64) if context else None
+    z, ladj = model.bijection(x, c)
+    assert z.shape == x.shape and ladj.shape == (n,)
+    assert torch.allclose(model.bijection.inverse(z, c)[0], x, atol=1e-8)
+    assert torch.allclose(ladj, reference_ladj(model.bijection, x, c) if n else x.new_zeros(0), atol=1e-8)
+
+
+def test_every_component_of_realnvp_changes():
+    model = randomized(RealNVP(6, layers=2, width=16), 0.5)
+    x = torch.randn(4, 6)
+    moved = model.encode(x).sort(1).values - x.sort(1).values
+    assert (moved.abs() > 1e-4).all()
+
+
+def test_uniform_base_is_minus_infinity_outside():
+    base = StandardUniform(2)
+    assert base.log_prob(torch.tensor([[0.5, 0.5], [1.5, 0.5], [0.5, -0.1]])).tolist() == [0.0, -torch.inf, -torch.inf]
+
+
+def test_empty_composition_is_the_identity():
+    flow = Flow(Compose(), StandardNormal(3))
+    x = torch.randn(5, 3)
+    assert flow.encode(x).equal(x) and flow.log_prob(x).equal(StandardNormal(3).log_prob(x))
+
+
+def test_density_agrees_with_torch_distributions():
+    x = torch.randn(9, 4)
+    normal = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(4), 1.0), 1)
+    assert torch.allclose(StandardNormal(4).log_prob(x), normal.log_prob(x), atol=1e-6)

@@ -1,0 +1,79 @@
+"""Every bijection and density that the contracts hold to account: a model joins by one line."""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from densegen.flows.bijections import (
+    Affine,
+    Bijection,
+    Compose,
+    Flow,
+    Inverse,
+    Permutation,
+    SinhArcsinh,
+    StandardNormal,
+)
+from densegen.flows.coupling import AffineCoupling, Couplings, RealNVP
+
+
+@dataclass
+class Case:
+    "How to make a model, and the shapes that it takes."
+    make: callable
+    shape: tuple[int, ...]
+    context: int = 0
+
+    def inputs(self, n: int, dtype=torch.float32, device="cpu") -> tuple[Tensor, Tensor | None]:
+        x = torch.randn(n, *self.shape, dtype=dtype, device=device)
+        c = torch.randn(n, self.context, dtype=dtype, device=device) if self.context else None
+        return x, c
+
+
+BIJECTIONS = {
+    "affine": Case(lambda: Affine(3), (3,)),
+    "affine of images": Case(lambda: Affine((2, 3, 3)), (2, 3, 3)),
+    "permutation": Case(lambda: Permutation(torch.tensor([2, 0, 1])), (3,)),
+    "sinh-arcsinh": Case(lambda: SinhArcsinh(3), (3,)),
+    "inverse": Case(lambda: Inverse(SinhArcsinh(2)), (2,)),
+    "compose": Case(lambda: Compose(SinhArcsinh(3), Permutation(torch.tensor([1, 2, 0])), Affine(3)), (3,)),
+    "coupling": Case(lambda: AffineCoupling(2, width=8), (2,)),
+    "coupling, flipped, odd": Case(lambda: AffineCoupling(5, width=8, flip=True), (5,)),
+    "coupling with context": Case(lambda: AffineCoupling(4, width=8, context=3), (4,), 3),
+    "couplings": Case(lambda: Couplings(3, layers=4, width=8), (3,)),
+    "couplings with context": Case(lambda: Couplings(2, layers=3, width=8, context=2), (2,), 2),
+}
+
+DENSITIES = {
+    "standard normal": Case(lambda: StandardNormal(2), (2,)),
+    "flow of axes": Case(lambda: Flow(Compose(SinhArcsinh(2), Affine(2)), StandardNormal(2)), (2,)),
+    "realnvp": Case(lambda: RealNVP(2, layers=4, width=16), (2,)),
+    "realnvp, odd": Case(lambda: RealNVP(5, layers=3, width=16), (5,)),
+    "realnvp with dropout": Case(lambda: RealNVP(4, layers=4, width=16, dropout=0.5), (4,)),
+    "realnvp with context": Case(lambda: RealNVP(2, layers=4, width=16, context=3), (2,), 3),
+}
+
+
+def randomized(model: nn.Module, std: float = 0.5) -> nn.Module:
+    "Random parameters everywhere, in evaluation mode: a start at the identity would hide mistakes."
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=std)
+    return model.eval()
+
+
+def trained(model: nn.Module, case: Case, steps: int = 60) -> nn.Module:
+    "A few steps of gradient descent towards skewed data."
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(steps):
+        x, c = case.inputs(128)
+        x = 2 * x + 0.5 * x.square()
+        if isinstance(model, Bijection):
+            z, ladj = model(x, c)
+            loss = (0.5 * z.square().flatten(1).sum(1) - ladj).mean()
+        else:
+            loss = model.loss(x if c is None else (x, c))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
