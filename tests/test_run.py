@@ -1,0 +1,129 @@
+"""Scales, claims, and files written whole or not at all."""
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densegen.workbench import run as runs
+from densegen.workbench.run import (
+    ClaimFailed,
+    Scale,
+    Table,
+    claim,
+    load_table,
+    pick_device,
+    repo_root,
+    report,
+    save_table,
+    start,
+    write_atomic,
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DENSEGEN_RUN", str(tmp_path))
+    return tmp_path
+
+
+def test_unknown_scale_names_the_known_ones():
+    with pytest.raises(ValueError, match="expected one of smoke, cpu, long, gpu; got 'tiny'"):
+        start("tiny")
+
+
+@given(st.sets(st.sampled_from(["smoke", "cpu", "long", "gpu"]), min_size=1), st.sampled_from(list(Scale)))
+def test_pick_takes_the_nearest_smaller_scale(named, scale):
+    order = [s.value for s in Scale]
+    sizes = {name: order.index(name) for name in named}
+    below = [i for i in sizes.values() if i <= order.index(scale.value)]
+    if below:
+        assert scale.pick(**sizes) == max(below)
+    else:
+        with pytest.raises(ValueError, match="no size for scale"):
+            scale.pick(**sizes)
+
+
+def test_pick_refuses_a_typing_error():
+    with pytest.raises(ValueError, match="smok"):
+        Scale.cpu.pick(smok=1, cpu=2)
+
+
+def test_start_seeds_everything():
+    import random
+
+    import numpy as np
+
+    draw = lambda: (random.random(), np.random.rand(), torch.rand(()).item())
+    start("cpu", seed=5)
+    first = draw()
+    start("cpu", seed=5)
+    assert draw() == first
+    start("cpu", seed=6)
+    assert all(a != b for a, b in zip(draw(), first))
+
+
+def test_false_claim_fails_from_scale_cpu_on(folder):
+    start("cpu")
+    claim("true", True, value=torch.tensor(1.5), reference="1.5")
+    claim("false", False)
+    with pytest.raises(ClaimFailed, match="1 of 2 claims do not hold: false"):
+        report()
+    saved = json.loads((folder / "claims.json").read_text())["claims"]
+    assert [c["holds"] for c in saved] == [True, False] and saved[0]["measured"] == 1.5
+
+
+def test_false_claim_is_tolerated_at_smoke(folder):
+    start("smoke")
+    claim("false", False)
+    assert "**no**" in report()._repr_markdown_()
+
+
+def test_a_claim_made_twice_counts_once(folder):
+    start("cpu")
+    claim("same", False)
+    claim("same", True)
+    assert len(report()) == 1
+
+
+def test_claim_needs_a_run(monkeypatch):
+    monkeypatch.setattr(runs, "_current", None)
+    with pytest.raises(RuntimeError, match=r"call start\("):
+        claim("x", True)
+
+
+def test_tables_escape_pipes():
+    assert "a \\| b" in repr(Table([{"x": "a | b"}]))
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = write_atomic(tmp_path / "a" / "b.txt", b"old")
+    monkeypatch.setattr(runs.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
+
+
+def test_saved_table_has_its_provenance(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "repo_root", lambda: tmp_path)
+    start("long", seed=2, device="cpu")
+    save_table("t", [{"x": torch.tensor(2.0), "n": None}])
+    assert load_table("t") == [{"x": 2.0, "n": None}]
+    assert "scale long · seed 2" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="scale `long`"):
+        load_table("missing")
+
+
+def test_repo_root_from_below(root, monkeypatch, tmp_path):
+    monkeypatch.chdir(root / "nbs")
+    assert repo_root() == root
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="start from inside the clone"):
+        repo_root()
+
+
+def test_device_by_name():
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(RuntimeError):
+        pick_device("abacus")
