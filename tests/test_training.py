@@ -67,8 +67,8 @@ def test_resume_is_exact(tmp_path, monkeypatch, data, ema):
     crash = CrashAt(data, 35)
     with pytest.raises(KeyboardInterrupt):
         run(60, **options | {"data": crash, "checkpoint": file})
+    assert crash.step == torch.load(file, weights_only=True)["step"] == 35
     resumed, again = run(60, **options | {"checkpoint": file})
-    assert crash.step == 35 and torch.load(file, weights_only=True)["step"] == 35
     assert resumed.w.equal(whole.w) and resumed.seen.equal(whole.seen)
     assert again.loss == history.loss and again.terms == history.terms and again.evaluated == history.evaluated
 
