@@ -8,13 +8,13 @@ __all__ = ['PARTS', 'Lecture', 'lectures', 'UnknownName', 'nearest', 'find', 'pa
 
 # %% ../../nbs/90_runner.ipynb #cced70ad
 import ast
+import contextlib
 import difflib
 import hashlib
 import json
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import nbformat
+import psutil
 
 from ..workbench.run import repo_root, write_atomic
 
@@ -169,18 +170,20 @@ def last_result(folder: Path) -> tuple[str, Result] | None:
 
 # %% ../../nbs/90_runner.ipynb #aa63e26b
 def _stop(process: subprocess.Popen, grace: float = 3.0) -> None:
-    "End a whole process group."
-    for sig in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sig)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(grace)
-        except subprocess.TimeoutExpired:
-            continue
+    "End a process with all its descendants."
+    try:
+        parent = psutil.Process(process.pid)
+        family = [*parent.children(recursive=True), parent]
+    except psutil.NoSuchProcess:
+        return
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(member)
+        family = psutil.wait_procs(family, timeout=grace)[1]
+    process.wait()
 
-
+# %% ../../nbs/90_runner.ipynb #e5895a7d
 def _progress(folder: Path) -> dict:
     try:
         return json.loads((folder / "progress.json").read_text())
@@ -223,7 +226,7 @@ def execute(
     watch: Callable[[dict], None] | None = None,  # called with the progress, a few times a second
     fresh: bool = False,  # run even if nothing has changed
 ) -> Result:  # how it ended
-    "Run a lecture in a process group of its own, unless an up-to-date result is there."
+    "Run a lecture in a process of its own, unless an up-to-date result is there."
     root = root or repo_root()
     settings = checked(lecture, {"scale": scale, **(settings or {})})
     folder = folder_of(lecture, scale, settings, root)
