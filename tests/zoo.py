@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from densegen.energy.energy import QuadratureEBM
 from densegen.flows.bijections import (
     Affine,
     Bijection,
@@ -50,6 +51,7 @@ DENSITIES = {
     "realnvp": Case(lambda: RealNVP(2, layers=4, width=16), (2,)),
     "realnvp, odd": Case(lambda: RealNVP(5, layers=3, width=16), (5,)),
     "realnvp with dropout": Case(lambda: RealNVP(4, layers=4, width=16, dropout=0.5), (4,)),
+    "energy by quadrature": Case(lambda: QuadratureEBM(2, width=8, limit=8.0, points=160), (2,)),
     "realnvp with context": Case(lambda: RealNVP(2, layers=4, width=16, context=3), (2,), 3),
 }
 

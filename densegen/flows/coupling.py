@@ -23,7 +23,7 @@ def coupling_net(
     last = nn.Linear(width, outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    hidden = [nn.Linear(inputs, width), nn.SiLU(), *silence, nn.Linear(width, width), nn.SiLU(), *silence]
+    hidden = [nn.Linear(inputs, width), nn.ReLU(), *silence, nn.Linear(width, width), nn.ReLU(), *silence]
     return nn.Sequential(*hidden, last)
 
 # %% ../../nbs/31_coupling.ipynb #20570d22
