@@ -42,7 +42,7 @@ def fail(message: str, code: int = 2) -> typer.Exit:
     errors.print(f"[bold red]error[/] {message}", highlight=False, soft_wrap=True)
     return typer.Exit(code)
 
-
+# %% ../../nbs/92_cli.ipynb #f6cab66f
 def _find(names: list[str]) -> list[runner.Lecture]:
     try:
         return runner.find(names)
@@ -55,10 +55,10 @@ def _show_version(wanted: bool) -> None:
         console.print(f"densegen {version('densegen')}", highlight=False)
         raise typer.Exit()
 
-
+# %% ../../nbs/92_cli.ipynb #51ddeea3
 @app.callback()
 def _options(
-    _: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
 ) -> None:
     pass
 
@@ -69,7 +69,7 @@ def _table(title: str, *columns: str) -> RichTable:
         table.add_column(column, overflow="fold")
     return table
 
-
+# %% ../../nbs/92_cli.ipynb #c14f86cf
 def _last(lecture: runner.Lecture, scale: Scale) -> tuple[str, str]:
     "When a lecture was last run at its usual parameters, and how many claims held."
     folder = repo_root() / "_runs" / scale.value / lecture.name
@@ -136,7 +136,7 @@ def _run_one(lecture, number, count, **options) -> runner.Result:
 def _plain(value) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
-
+# %% ../../nbs/92_cli.ipynb #b70d21d7
 def _show_claims(results: list[runner.Result]) -> None:
     table = _table("\nclaims", "lecture", "claim", "measured", "published", "holds")
     for result in results:
@@ -145,7 +145,7 @@ def _show_claims(results: list[runner.Result]) -> None:
             table.add_row(result.name, c["claim"], _plain(c["measured"]), _plain(c["published"]), holds)
     console.print(table)
 
-
+# %% ../../nbs/92_cli.ipynb #b37c4129
 def _show_failure(result: runner.Result) -> None:
     error = result.error
     place = f"cell {error['cell']}" if error["cell"] is not None else "no cell"
@@ -239,7 +239,7 @@ def _call(*words: str) -> None:
     if code:
         raise fail(f"`{' '.join(map(str, words))}` ended with exit code {code}", 1)
 
-
+# %% ../../nbs/92_cli.ipynb #dd9a0fd7
 def _tool(name: str) -> str:
     "A program beside this Python, or on PATH."
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name) or name
@@ -250,7 +250,7 @@ def lab() -> None:
     "Open JupyterLab on the index."
     _call(_tool("jupyter"), "lab", "nbs/index.ipynb")
 
-
+# %% ../../nbs/92_cli.ipynb #9d80f054
 @app.command()
 def site() -> None:
     "Build the book into _site."
@@ -300,7 +300,7 @@ def data_check(names: Annotated[Optional[list[str]], typer.Argument(help="All se
 # %% ../../nbs/92_cli.ipynb #fe61d8c5
 def missing_requirements() -> list[str]:  # names of packages
     "Packages that the lectures need and that are not installed."
-    needed = ["torch", "lightning-fabric", "scikit-learn", "scikit-image", "pooch", "matplotlib", "papermill", "ipykernel"]
+    needed = "torch lightning-fabric scikit-learn scikit-image pooch matplotlib papermill ipykernel".split()
     absent = []
     for name in needed:
         try:
@@ -309,7 +309,7 @@ def missing_requirements() -> list[str]:  # names of packages
             absent.append(name)
     return absent
 
-# %% ../../nbs/92_cli.ipynb #9d80f054
+# %% ../../nbs/92_cli.ipynb #0a81c9ac
 @app.command()
 def doctor() -> None:
     "Versions, device, threads and data; what is missing and how to get it."
@@ -334,6 +334,6 @@ def doctor() -> None:
 
 # %% ../../nbs/92_cli.ipynb #b9ea203c
 def main() -> None:
-    "Entry point of the command `densegen`: a termination counts as an interruption, so that no lecture is left running."
+    "Entry point of the command `densegen`; a termination counts as an interruption, and stops the lecture that runs."
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

@@ -79,7 +79,7 @@ def lectures(
 class UnknownName(LookupError):
     "There is no such lecture or parameter."
 
-
+# %% ../../nbs/90_runner.ipynb #24ea1312
 def nearest(name: str, known: list[str], what: str) -> UnknownName:
     "The error for an unknown name, with the most similar known one."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -159,7 +159,7 @@ def folder_of(lecture: Lecture, scale: str, settings: dict[str, Any], root: Path
     suffix = "".join(f",{k}={v}" for k, v in sorted(unusual.items()))
     return root / "_runs" / scale / re.sub(r"[^\w.,=+-]", "_", lecture.name + suffix)
 
-
+# %% ../../nbs/90_runner.ipynb #f7c5071c
 def last_result(folder: Path) -> tuple[str, Result] | None:
     "Key and result of the run in this folder, if one has ended there."
     try:
@@ -276,7 +276,8 @@ def _conclude(lecture, folder, target, key, status, seconds, timeout) -> Result:
     if status == "failed":
         result.error = failure(target, folder / "log.txt")
     if status == "timeout":
-        result.error = {"cell": None, "source": "", "error": "timeout", "message": f"stopped after {timeout:.0f} s"}
+        message = f"stopped after {timeout:.0f} s"
+        result.error = {"cell": None, "source": "", "error": "timeout", "message": message}
     if result.ok:
         for path in [*folder.glob("*.ckpt"), *folder.glob("progress.json")]:
             path.unlink()
@@ -305,7 +306,7 @@ def _static(output) -> bool:
     widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
     return not widget and output.get("name") != "stderr"
 
-
+# %% ../../nbs/90_runner.ipynb #00f7eaf1
 def _sober(output):
     "Without counters and metadata of the execution."
     if "execution_count" in output:

@@ -90,7 +90,7 @@ class QuadratureEBM(EnergyModel):
     def log_prob(self, x: Tensor) -> Tensor:
         "Log-density in nats, [B, dim] -> [B]; -inf outside the box."
         if x.ndim != 2 or x.shape[1] != self.centres.shape[1]:
-            raise ValueError(f"expected points of shape [B, {self.centres.shape[1]}]; got {list(x.shape)}")
+            raise ValueError(f"expected a batch of shape [B, {self.centres.shape[1]}]; got {list(x.shape)}")
         inside = (x.abs() <= self.limit).all(1)
         return torch.where(inside, -self.energy(x) - self.log_partition(), -torch.inf)
 

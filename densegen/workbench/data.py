@@ -51,7 +51,7 @@ def _eight_gaussians(radius: float = 2.0, noise: float = 0.2) -> Density2d:
 
     return Density2d("eight_gaussians", sample, lambda x: _log_blur(x, centres.to(x), noise))
 
-
+# %% ../../nbs/02_data.ipynb #7b94eb3e
 def _log_blur(x: Tensor, centres: Tensor, noise: float) -> Tensor:
     "Log-density of a uniform choice of centre plus Gaussian noise; in pieces, to bound the memory."
     constant = -math.log(2 * math.pi * noise**2 * len(centres))
@@ -107,7 +107,7 @@ def _pinwheel(arms: int = 5, rate: float = 0.5) -> Density2d:
 
     return Density2d("pinwheel", sample, log_prob)
 
-
+# %% ../../nbs/02_data.ipynb #ade0377d
 def _turn(x: Tensor, angle: Tensor) -> Tensor:
     c, s = angle.cos(), angle.sin()
     return torch.stack([c * x[:, 0] - s * x[:, 1], s * x[:, 0] + c * x[:, 1]], 1)
@@ -125,7 +125,7 @@ def _noisy_curve(name: str, curve: Callable[[Tensor], Tensor], noise: float, nod
 
     return Density2d(name, sample, lambda x: _log_blur(x, points.to(x), noise), "quadrature")
 
-
+# %% ../../nbs/02_data.ipynb #d0b68376
 def _moon(t: Tensor, branch: int) -> Tensor:
     angle = math.pi * t
     upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1)
@@ -147,7 +147,7 @@ DENSITIES_2D: dict[str, Callable[[], Density2d]] = {
     "pinwheel": _pinwheel,
 }
 
-
+# %% ../../nbs/02_data.ipynb #05b68e2c
 def density2d(
     name: str,  # one of `DENSITIES_2D`
 ) -> Density2d:  # samples and evaluates
@@ -192,16 +192,23 @@ _PHOTOGRAPHS = {
     "test": ["skimage/chelsea.png", "sklearn/flower.jpg"],
 }
 
-
+# %% ../../nbs/02_data.ipynb #dc277967
 def _photograph(name: str, colour: bool) -> Tensor:
     import skimage.data
     import sklearn.datasets
     from PIL import Image
 
     package, file = name.split("/")
-    folder = {"skimage": Path(skimage.data.__file__).parent, "sklearn": Path(sklearn.datasets.__file__).parent / "images"}
-    picture = Image.open(folder[package] / file).convert("RGB" if colour else "L")
+    home = Path(skimage.data.__file__).parent
+    if package == "sklearn":
+        home = Path(sklearn.datasets.__file__).parent / "images"
+    picture = Image.open(home / file).convert("RGB" if colour else "L")
     return torch.from_numpy(np.array(picture)).reshape(picture.height, picture.width, -1).permute(2, 0, 1)
+
+# %% ../../nbs/02_data.ipynb #4136e3ea
+def _cut(photo: Tensor, v: float, h: float, size: int) -> Tensor:
+    top, left = int(v * (photo.shape[1] - size + 1)), int(h * (photo.shape[2] - size + 1))
+    return photo[:, top : top + size, left : left + size]
 
 # %% ../../nbs/02_data.ipynb #b2748c02
 def patches(
@@ -221,11 +228,7 @@ def patches(
     areas = torch.tensor([float(p[0].numel()) for p in photographs])
     which = torch.multinomial(areas, n, replacement=True, generator=g) if n else torch.zeros(0, dtype=torch.long)
     place = torch.rand(n, 2, generator=g).tolist()
-    cut = []
-    for i, (v, h) in zip(which.tolist(), place):
-        photo = photographs[i]
-        top, left = int(v * (photo.shape[1] - size + 1)), int(h * (photo.shape[2] - size + 1))
-        cut.append(photo[:, top : top + size, left : left + size])
+    cut = [_cut(photographs[i], v, h, size) for i, (v, h) in zip(which.tolist(), place)]
     pixels = torch.stack(cut) if cut else torch.zeros(0, 3 if colour else 1, size, size, dtype=torch.uint8)
     return ImageSet(pixels, which, [Path(f).stem for f in files], "scikit-image and scikit-learn")
 
@@ -233,7 +236,7 @@ def patches(
 class DataNotFound(FileNotFoundError):
     "A data set is not on this machine; the message says where it should be and what works without it."
 
-
+# %% ../../nbs/02_data.ipynb #4da47101
 class DataCorrupted(RuntimeError):
     "A file of a data set is damaged; the message says which one and what to do."
 
@@ -250,13 +253,22 @@ class Source:
     official: tuple[tuple[str, str], ...] = ()  # (file, md5)
     read: str = ""  # format of the official files: "idx", "cifar" or "svhn"
 
-# %% ../../nbs/02_data.ipynb #f76f24b3
-_IDX = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
-_MNIST_MD5 = "f68b3c2dcbeaaa9fbdd348bbdeb94873 d53e105ee54ea40749a09fcbcd1e9432 9fb629c4189551a2d022fa330f9573f3 ec29112dd5afa0611ce80d1b7f02629c"
-_FASHION_MD5 = "8d4fb7e6c68d591d4c3dfef9ec88bf0d 25c81989df183df01b3e8a0aad5dffbe bef4ecab320f06d8554ea6380940ec79 bb300cfdad3c16e7a12a480ee83cd310"
-_KMNIST_MD5 = "bdb82020997e1d708af4cf47b453dcf7 e144d726b3acfaa3e44228e80efcd344 5c965bf0a639b31b8f53240b1b52f4d7 7320c461ea6c1c855c0b718fb2a4b134"
+# %% ../../nbs/02_data.ipynb #0b321753
+_IDX = tuple(f"{part}-{what}-ubyte.gz" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
+_MNIST_MD5 = (
+    "f68b3c2dcbeaaa9fbdd348bbdeb94873 d53e105ee54ea40749a09fcbcd1e9432 "
+    "9fb629c4189551a2d022fa330f9573f3 ec29112dd5afa0611ce80d1b7f02629c"
+)
+_FASHION_MD5 = (
+    "8d4fb7e6c68d591d4c3dfef9ec88bf0d 25c81989df183df01b3e8a0aad5dffbe "
+    "bef4ecab320f06d8554ea6380940ec79 bb300cfdad3c16e7a12a480ee83cd310"
+)
+_KMNIST_MD5 = (
+    "bdb82020997e1d708af4cf47b453dcf7 e144d726b3acfaa3e44228e80efcd344 "
+    "5c965bf0a639b31b8f53240b1b52f4d7 7320c461ea6c1c855c0b718fb2a4b134"
+)
 
-
+# %% ../../nbs/02_data.ipynb #8c422c17
 def _idx_source(npz, sha256, licence, url, md5, splits=("train", "test")):
     return Source("1x28x28", licence, (npz,), (sha256,), splits, url, tuple(zip(_IDX, md5.split())), "idx")
 
@@ -274,6 +286,10 @@ SOURCES: dict[str, Source] = {
         "kmnist_28x28_test.npz", "f8b4b7ef4dc80fb8b6a333ac52fede33ed1ce15743cc0449e5888b4da91b45eb", "CC BY-SA 4.0",
         "http://codh.rois.ac.jp/kmnist/dataset/kmnist/", _KMNIST_MD5,
     ),
+}
+
+# %% ../../nbs/02_data.ipynb #87fccddb
+SOURCES |= {
     "notmnist": Source(
         "1x28x28", "none stated", ("notmnist_28x28_test.npz",),
         ("1a041a407da4453684c66220e9e82103101beab8208613c3464e8c4661cf920a",), ("test",),
@@ -282,6 +298,10 @@ SOURCES: dict[str, Source] = {
         "1x28x28", "MIT", ("omniglot_28x28.npz",),
         ("612aaebb84b042799c37f444d4adbc2d2b1c8695bde3b6fc060a7afb2c42804a",), ("test",),
     ),
+}
+
+# %% ../../nbs/02_data.ipynb #e7d4309f
+SOURCES |= {
     "cifar10": Source(
         "3x32x32", "none stated", ("cifar10_lossless_train4k.npz",),
         ("ca49702790102460a34845acc2fc8a8f167c4f078a3a718ed2884c3b8b9163cc",), ("train", "test"),
@@ -291,9 +311,16 @@ SOURCES: dict[str, Source] = {
         "3x32x32", "none stated", ("cifar10_jpeg75_25k.npz",),
         ("75ed94cc53b71aff57beb25f5c597b4d82b11213eb77f8f283b8dbdff2914d3c",),
     ),
+}
+
+# %% ../../nbs/02_data.ipynb #b06c8048
+SOURCES |= {
     "svhn": Source(
         "3x32x32", "non-commercial use", (), (), ("train", "test"), "http://ufldl.stanford.edu/housenumbers/",
-        (("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"), ("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3")),
+        (
+            ("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
+            ("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
+        ),
         "svhn",
     ),
     "camvid": Source(
@@ -313,9 +340,10 @@ def _folders(name: str) -> list[Path]:
     import pooch
 
     own = os.environ.get("DENSEGEN_DATA")
-    return [*([Path(own).expanduser(), Path(own).expanduser() / name] if own else []), Path(pooch.os_cache("densegen")) / name]
+    yours = [Path(own).expanduser(), Path(own).expanduser() / name] if own else []
+    return [*yours, Path(pooch.os_cache("densegen")) / name]
 
-
+# %% ../../nbs/02_data.ipynb #46b48c0d
 def _locate(name: str) -> tuple[str, list[Path]] | None:
     "How a set lies on this machine: ('npz' or its official format, its files), or None."
     source = _known(name, SOURCES)
@@ -330,8 +358,8 @@ def _locate(name: str) -> tuple[str, list[Path]] | None:
 def datasets() -> list[dict]:
     "What is known of each data set and where it lies here: the rows of `densegen data list`."
     rows = [
-        {"name": "digits", "images": "1x8x8", "licence": "CC BY 4.0", "found": "inside scikit-learn"},
-        {"name": "patches", "images": "any size", "licence": "see the packages", "found": "inside scikit-image, scikit-learn"},
+        {"name": "digits", "images": "1x8x8", "licence": "CC BY 4.0", "found": "in scikit-learn"},
+        {"name": "patches", "images": "any size", "licence": "see the packages", "found": "in scikit-image"},
     ]
     for name, source in SOURCES.items():
         place = _locate(name)
@@ -352,14 +380,12 @@ def fetch(
     folder, paths = Path(pooch.os_cache("densegen")) / name, []
     for file, md5 in source.official:
         try:
-            paths.append(Path(pooch.retrieve(source.url + file, f"md5:{md5}", fname=file, path=folder, progressbar=False)))
+            paths.append(Path(pooch.retrieve(source.url + file, f"md5:{md5}", fname=file, path=folder)))
         except ValueError as error:
             raise DataCorrupted(f"{name}: {file} arrived with another hash than md5 {md5}; try again later") from error
         except OSError as error:
-            raise DataNotFound(
-                f"{name}: {file} could not be fetched ({error}); copy it into {folder} by hand, "
-                "or use 'digits' or 'patches', which need no network"
-            ) from error
+            place = f"copy it into {folder} by hand, or use 'digits' or 'patches', which need no network"
+            raise DataNotFound(f"{name}: {file} could not be fetched ({error}); {place}") from error
     return paths
 
 # %% ../../nbs/02_data.ipynb #3b63eea0
@@ -375,12 +401,12 @@ def check(
     expected = source.sha256 if kind == "npz" else [md5 for _, md5 in source.official]
     for path, known in zip(files, expected):
         with open(path, "rb") as file:
-            actual = hashlib.file_digest(file, method).hexdigest() if hasattr(hashlib, "file_digest") else _digest(file, method)
+            actual = _digest(file, method)
         if actual != known:
             return f"{path}: expected {method} {known}; got {actual}; delete it and fetch it again"
     return "ok"
 
-
+# %% ../../nbs/02_data.ipynb #289cda5a
 def _digest(file, method: str) -> str:
     state = hashlib.new(method)
     while piece := file.read(1 << 20):
@@ -404,14 +430,15 @@ def images(
     place = _locate(name)
     if place is None:
         raise DataNotFound(_missing(name, source))
-    kind, files = place
+    return _read(name, *place, split, source)
+
+# %% ../../nbs/02_data.ipynb #71faa164
+def _read(name: str, kind: str, files: list[Path], split: str, source: Source) -> ImageSet:
     try:
         pixels, labels, names = _READERS[kind](name, files, split, source)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise DataCorrupted(
-            f"{name}: could not be read from {files[0].parent} ({error}); run `densegen data check {name}`, "
-            "delete the damaged file and fetch it again"
-        ) from error
+        remedy = f"run `densegen data check {name}`, delete the damaged file and fetch it again"
+        raise DataCorrupted(f"{name}: could not be read from {files[0].parent} ({error}); {remedy}") from error
     pixels = torch.from_numpy(np.ascontiguousarray(pixels))
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     return ImageSet(pixels, torch.from_numpy(labels.astype(np.int64)), names, str(files[0]))
@@ -424,7 +451,7 @@ def _missing(name: str, source: Source) -> str:
     online = f"; or, online, run `densegen data fetch {name}`" if source.official else ""
     return f"{name}: expected {files} in {place}{online}. Without it, use 'digits' or 'patches', which need no files."
 
-
+# %% ../../nbs/02_data.ipynb #61b87cd7
 def _read_npz(name, files, split, source):
     part = files[source.splits.index(split)] if len(files) > 1 else files[0]
     with np.load(part, allow_pickle=False) as data:
@@ -436,7 +463,8 @@ def _read_npz(name, files, split, source):
         keep = slice(0, 3500) if split == "train" else slice(3500, None)
         pixels, labels = pixels[keep], labels[keep]
     if pixels.dtype != np.uint8 or len(pixels) != len(labels):
-        raise ValueError(f"expected uint8 images and as many labels; got {pixels.dtype}, {len(pixels)} and {len(labels)}")
+        got = f"{pixels.dtype}, {len(pixels)} images, {len(labels)} labels"
+        raise ValueError(f"expected uint8 images and as many labels; got {got}")
     return pixels, labels, names
 
 # %% ../../nbs/02_data.ipynb #8cf67b00
@@ -448,7 +476,7 @@ def _idx(path: Path) -> np.ndarray:
     shape = np.frombuffer(raw, ">i4", rank, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
-
+# %% ../../nbs/02_data.ipynb #fb9e2206
 def _read_idx(name, files, split, source):
     first = 0 if split == "train" else 2
     pixels, labels = _idx(files[first]), _idx(files[first + 1])
@@ -465,7 +493,7 @@ def _read_cifar(name, files, split, source):
     rows = np.frombuffer(raw, np.uint8).reshape(-1, 1 + 3072)
     return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 0], _CIFAR_NAMES
 
-
+# %% ../../nbs/02_data.ipynb #3b701004
 def _read_svhn(name, files, split, source):
     from scipy.io import loadmat
 

@@ -69,6 +69,9 @@ def write_atomic(
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -178,7 +181,7 @@ def claim(
 
 # %% ../../nbs/01_run.ipynb #ccd8bc8b
 def report() -> Table:
-    "Show the claims, write them into the folder of the run, and raise `ClaimFailed` if one is false (scale `cpu` and up)."
+    "Show the claims, write them into the run's folder, raise `ClaimFailed` if one is false (scale `cpu` and up)."
     run = current_run()
     if run.folder:
         data = {"scale": run.scale.value, "seed": run.seed, "device": str(run.device), "claims": run.claims}

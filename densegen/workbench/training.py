@@ -28,6 +28,12 @@ from tqdm.auto import tqdm
 from . import run as runs
 from .run import write_atomic
 
+# %% ../../nbs/03_training.ipynb #7b102ca7
+def _take(data: Any, index: Tensor) -> Any:
+    if isinstance(data, Dataset):
+        return default_collate([data[i] for i in index.tolist()])
+    return tuple(t[index] for t in data) if isinstance(data, tuple) else data[index]
+
 # %% ../../nbs/03_training.ipynb #e7946e5b
 class Batches:
     "Endless shuffled batches, a function of `(seed, step)` alone: what makes resuming exact."
@@ -53,10 +59,7 @@ class Batches:
         if self.sampled:
             self.generator.manual_seed(hash((self.seed, step, self.rank)) % 2**63)
             return self.data(self.size, self.generator)
-        index = self.indices(step)
-        if isinstance(self.data, Dataset):
-            return default_collate([self.data[i] for i in index.tolist()])
-        return tuple(t[index] for t in self.data) if isinstance(self.data, tuple) else self.data[index]
+        return _take(self.data, self.indices(step))
 
     def indices(self, step: int) -> Tensor:
         "Which items this process takes at this step."
@@ -110,7 +113,7 @@ class Diverged(RuntimeError):
             f"loss {loss:g} at step {step}: training diverged; {kept}; try a smaller lr, clip=1.0 or a regulariser"
         )
 
-
+# %% ../../nbs/03_training.ipynb #61d6a22c
 class CheckpointError(RuntimeError):
     "A checkpoint could not be written or read, or belongs to another model."
 
@@ -121,7 +124,7 @@ def _leaves(batch: Any) -> list[Tensor]:
     parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
     return [leaf for part in parts for leaf in _leaves(part)]
 
-
+# %% ../../nbs/03_training.ipynb #f9385ba9
 def _judge(step: int, loss: float, batch: Any, checkpoint: Path | None) -> None:
     "Raise `ValueError` if the batch is to blame for a bad loss, else `Diverged`."
     for t in _leaves(batch):
@@ -144,24 +147,26 @@ class _Progress:
 
     def __call__(self, done: int, loss: float) -> None:
         now = time.monotonic()
-        if now - self.shown < 0.5:
+        if self.quiet or now - self.shown < 0.5:
             return
         self.shown = now
-        if self.quiet:
-            return
+        left = (now - self.began) / max(1, done - self.first) * (self.steps - done)
+        news = {"label": self.label, "step": done, "steps": self.steps, "loss": loss, "left": left}
         if self.file:
-            left = (now - self.began) / max(1, done - self.first) * (self.steps - done)
-            news = {"label": self.label, "step": done, "steps": self.steps, "loss": loss, "left": left}
             write_atomic(self.file, json.dumps(news).encode())
-            return
-        if self.bar is None:
-            self.bar = tqdm(initial=self.first, total=self.steps, desc=self.label or "fit", leave=False)
-        self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-        self.bar.update(done - self.bar.n)
+        else:
+            self.bar = _advance(self.bar, self.first, news)
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+# %% ../../nbs/03_training.ipynb #df392ee2
+def _advance(bar: tqdm | None, first: int, news: dict) -> tqdm:
+    bar = bar or tqdm(initial=first, total=news["steps"], desc=news["label"] or "fit", leave=False)
+    bar.set_postfix(loss=f"{news['loss']:.4g}", refresh=False)
+    bar.update(news["step"] - bar.n)
+    return bar
 
 # %% ../../nbs/03_training.ipynb #66c63674
 def _rng() -> dict:
@@ -173,7 +178,7 @@ def _rng() -> dict:
         "python": random.getstate(),
     }
 
-
+# %% ../../nbs/03_training.ipynb #ea59bdf3
 def _set_rng(states: dict) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
@@ -182,7 +187,7 @@ def _set_rng(states: dict) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     random.setstate(states["python"])
 
-
+# %% ../../nbs/03_training.ipynb #00df7d37
 def _fingerprint(model: nn.Module) -> dict:
     "What must agree between a checkpoint and the model that reads it."
     shapes = {name: list(t.shape) for name, t in model.state_dict().items()}
@@ -193,11 +198,33 @@ def _describe(fingerprint: dict) -> str:
     sizes = [math.prod(shape) for shape in fingerprint["shapes"].values()]
     return f"{fingerprint['class']} with {len(sizes)} tensors and {sum(sizes):,} numbers"
 
-
+# %% ../../nbs/03_training.ipynb #8cc85267
 def _copy(model: nn.Module) -> dict:
     return {name: t.detach().clone() for name, t in model.state_dict().items()}
 
+# %% ../../nbs/03_training.ipynb #6c85f4fb
+def _write_checkpoint(path: Path, content: dict) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    try:
+        write_atomic(path, buffer.getvalue())
+    except OSError as error:
+        remedy = "an older checkpoint there is untouched; make room and go on"
+        raise CheckpointError(f"{path}: could not be written ({error}); {remedy}") from error
 
+# %% ../../nbs/03_training.ipynb #9791139f
+def _read_checkpoint(path: Path, expected: dict) -> dict:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = content["fingerprint"]
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({error}); delete it to start anew") from error
+    if found != expected:
+        wrong = f"expected a checkpoint of {_describe(expected)}; got one of {_describe(found)}"
+        raise CheckpointError(f"{path}: {wrong}; use another file name or delete it")
+    return content
+
+# %% ../../nbs/03_training.ipynb #83fc187c
 @dataclass
 class _State:
     model: nn.Module
@@ -214,27 +241,11 @@ class _State:
         content |= {"step": self.step, "best": self.best, "stale": self.stale}
         content |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         content["average"] = self.average.state_dict() if self.average else None
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        try:
-            write_atomic(path, buffer.getvalue())
-        except OSError as error:
-            raise CheckpointError(
-                f"{path}: could not be written ({error}); an older checkpoint there is untouched; make room and go on"
-            ) from error
+        _write_checkpoint(path, content)
 
     def load(self, path: Path) -> None:
         "Read everything back; `CheckpointError` if the file is damaged or of another model."
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            print_of_file = content["fingerprint"]
-        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, OSError) as error:
-            raise CheckpointError(f"{path}: not a readable checkpoint ({error}); delete it to start anew") from error
-        if print_of_file != _fingerprint(self.model):
-            raise CheckpointError(
-                f"{path}: expected a checkpoint of {_describe(_fingerprint(self.model))}; "
-                f"got one of {_describe(print_of_file)}; use another file name or delete it"
-            )
+        content = _read_checkpoint(path, _fingerprint(self.model))
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.average is not None and content["average"] is not None:
@@ -250,14 +261,16 @@ def _default_fabric() -> Fabric:
     devices = 1 if device.index is None else [device.index]
     return Fabric(accelerator=device.type, devices=devices)
 
-
+# %% ../../nbs/03_training.ipynb #7f1865f7
 def _adam(parameters, lr: float) -> torch.optim.Optimizer:
     parameters = list(parameters)
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return torch.optim.Adam(parameters, lr=lr, fused=fused)
 
-
-def cosine(warmup: float = 0.0) -> Callable[[float], float]:
+# %% ../../nbs/03_training.ipynb #9d4010f1
+def cosine(
+    warmup: float = 0.0,  # fraction of the run
+) -> Callable[[float], float]:  # fraction done -> factor of the learning rate
     "A schedule for `fit`: linear warm-up over a fraction of the run, then a cosine down to zero."
 
     def factor(done: float) -> float:
@@ -281,7 +294,7 @@ def _evaluate(state: _State, evaluate: Callable) -> None:
     if value < best:
         state.best, state.stale = _copy(model), 0
 
-
+# %% ../../nbs/03_training.ipynb #8812da0c
 def _record(state: _State, pending: list) -> float:
     "Move the losses of the last steps from the device into the history; return the last total."
     for name in pending[0]:
@@ -326,21 +339,30 @@ class _Loop:
             self.state.save(self.checkpoint)
         self.saved = time.monotonic()
 
+# %% ../../nbs/03_training.ipynb #b5b09f23
+def _inspect(loop: _Loop, pending: list, batch: Any, limit: float, show: _Progress) -> None:
+    "Look at the losses since the last time: record them, judge the last one, show it."
+    step, loss = loop.state.step, _record(loop.state, pending)
+    if not abs(loss) <= limit:
+        _judge(step, loss, batch, loop.checkpoint)
+    show(step, loss)
+
+# %% ../../nbs/03_training.ipynb #fef2b421
+def _set_lr(optimizer: torch.optim.Optimizer, base: list[float], factor: float) -> None:
+    for group, lr in zip(optimizer.param_groups, base):
+        group["lr"] = lr * factor
+
 # %% ../../nbs/03_training.ipynb #ee6fdab7
 def _train(loop, steps, schedule, clip, evaluate, every, patience, limit, show) -> None:
     state, pending = loop.state, []
     flush = 1 if loop.fabric.device.type == "cpu" else 20
     base = [group.setdefault("initial_lr", group["lr"]) for group in state.optimizer.param_groups]
     while state.step < steps and (patience is None or state.stale < patience):
-        for group, lr in zip(state.optimizer.param_groups, base):
-            group["lr"] = lr * schedule(state.step / steps) if schedule else lr
+        _set_lr(state.optimizer, base, schedule(state.step / steps) if schedule else 1.0)
         terms, batch = loop.update(clip)
         pending.append(terms)
         if state.step % flush == 0 or state.step == steps:
-            loss = _record(state, pending)
-            if not abs(loss) <= limit:
-                _judge(state.step, loss, batch, loop.checkpoint)
-            show(state.step, loss)
+            _inspect(loop, pending, batch, limit, show)
         if evaluate and (state.step % every == 0 or state.step == steps):
             _evaluate(state, evaluate)
         if not pending:
@@ -373,15 +395,14 @@ def fit(
         raise ValueError(f"keep: expected 'last', or 'best' together with evaluate=; got {keep!r}")
     run, began = runs._current, time.monotonic()
     fabric = fabric or _default_fabric()
-    seed = seed if seed is not None else run.seed if run else 0
+    seed = (run.seed if run else 0) if seed is None else seed
     batches = Batches(data, batch_size, seed, fabric.global_rank, fabric.world_size)
     model.to(fabric.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
     state = _State(model, (optimizer or _adam)(model.parameters(), lr=lr), average)
-    checkpoint = Path(checkpoint) if checkpoint else None
-    if checkpoint and checkpoint.exists():
-        state.load(checkpoint)
-    loop = _Loop(model, batches, state, fabric, checkpoint)
+    if checkpoint and Path(checkpoint).exists():
+        state.load(Path(checkpoint))
+    loop = _Loop(model, batches, state, fabric, Path(checkpoint) if checkpoint else None)
     show = _Progress(state.step, steps, label, quiet=not fabric.is_global_zero)
     try:
         model.train()
@@ -390,14 +411,14 @@ def fit(
         show.close()
         state.history.seconds += time.monotonic() - began
     loop.save()
-    _finish(state, keep)
-    return state.history
+    return _finish(state, keep)
 
-# %% ../../nbs/03_training.ipynb #90215c2c
-def _finish(state: _State, keep: str) -> None:
+# %% ../../nbs/03_training.ipynb #82e0f521
+def _finish(state: _State, keep: str) -> History:
     "Leave the wanted weights in the model, in evaluation mode."
     if keep == "best" and state.best is not None:
         state.model.load_state_dict(state.best)
     elif state.average:
         state.model.load_state_dict(state.average.module.state_dict())
     state.model.eval()
+    return state.history
