@@ -439,7 +439,7 @@ def _read(name: str, kind: str, files: list[Path], split: str, source: Source) -
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
         remedy = f"run `densegen data check {name}`, delete the damaged file and fetch it again"
         raise DataCorrupted(f"{name}: could not be read from {files[0].parent} ({error}); {remedy}") from error
-    pixels = torch.from_numpy(np.ascontiguousarray(pixels))
+    pixels = torch.from_numpy(np.array(pixels))
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     return ImageSet(pixels, torch.from_numpy(labels.astype(np.int64)), names, str(files[0]))
 
@@ -470,7 +470,7 @@ def _read_npz(name, files, split, source):
 # %% ../../nbs/02_data.ipynb #8cf67b00
 def _idx(path: Path) -> np.ndarray:
     raw = gzip.decompress(path.read_bytes())
-    rank = raw[3]
+    rank = raw[3] if len(raw) > 4 else 0
     if raw[:3] != b"\x00\x00\x08" or not 1 <= rank <= 3:
         raise ValueError(f"{path.name}: expected an IDX file of bytes; got a header {raw[:4].hex()}")
     shape = np.frombuffer(raw, ">i4", rank, offset=4)

@@ -17,15 +17,14 @@ from densegen.flows.coupling import RealNVP, coupling_net
 DIM, LAYERS, WIDTH, BATCH, ROUNDS, REPEAT = 2, 8, 128, 512, 150, 5
 
 
-def relu_net(inputs: int, outputs: int) -> nn.Sequential:
-    hidden = [nn.Linear(inputs, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
-    return nn.Sequential(*hidden, nn.Linear(WIDTH, outputs))
+def net(inputs: int, outputs: int) -> nn.Sequential:
+    return coupling_net(inputs, outputs, WIDTH)
 
 
 class Bare(nn.Module):
     "The coupling networks alone, one after the other."
 
-    def __init__(self, net):
+    def __init__(self):
         super().__init__()
         self.nets = nn.ModuleList(net(DIM // 2, DIM) for _ in range(LAYERS))
 
@@ -78,7 +77,7 @@ def nflows() -> Peer:
 
     parts = [
         transforms.AffineCouplingTransform(
-            (torch.arange(DIM) + i) % 2, lambda a, b: WithoutContext(relu_net(a, b))
+            (torch.arange(DIM) + i) % 2, lambda a, b: WithoutContext(net(a, b))
         )
         for i in range(LAYERS)
     ]
@@ -91,7 +90,7 @@ def freia() -> Peer:
 
     model, base = framework.SequenceINN(DIM), StandardNormal(DIM)
     for _ in range(LAYERS // 2):
-        model.append(modules.GLOWCouplingBlock, subnet_constructor=relu_net)
+        model.append(modules.GLOWCouplingBlock, subnet_constructor=net)
         model.append(modules.PermuteRandom)
 
     def log_prob(m, x):
@@ -103,8 +102,7 @@ def freia() -> Peer:
 
 def contestants() -> dict[str, nn.Module]:
     models = {
-        "bare networks": Bare(lambda i, o: coupling_net(i, o, WIDTH)),
-        "bare networks, ReLU": Bare(relu_net),
+        "bare networks": Bare(),
         "densegen RealNVP": RealNVP(DIM, layers=LAYERS, width=WIDTH),
     }
     for name, make, package in (
