@@ -44,4 +44,4 @@ bench: $(READY) ## time the flows against their peers
 	$(BIN)/python tests/benchmarks/coupling.py
 
 clean: ## remove the environment and everything that was computed
-	rm -rf $(VENV) _runs _site _book _proc _docs *.egg-info .pytest_cache
+	rm -rf $(VENV) _runs _site jupyter_execute _book _proc _docs *.egg-info .pytest_cache
