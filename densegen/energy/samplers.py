@@ -284,9 +284,14 @@ class Gibbs(Sampler):
     def step(self, energy, x, memory, generator):
         return energy.gibbs(x, generator), None, torch.ones(len(x), dtype=torch.bool, device=x.device)
 
-# %% ../../nbs/21_samplers.ipynb #901598be
-def uniform_noise(n: int, shape: tuple[int, ...], generator: torch.Generator | None = None, like: Tensor | None = None) -> Tensor:
-    "Points [n, *shape] in [-1, 1], on the device and in the dtype of `like`."
+# %% ../../nbs/21_samplers.ipynb #d21e8f99
+def uniform_noise(
+    n: int,  # how many
+    shape: tuple[int, ...],  # of one point
+    generator: torch.Generator | None = None,  # of the random numbers
+    like: Tensor | None = None,  # gives the device and the dtype
+) -> Tensor:  # [n, *shape]
+    "Points uniform in [-1, 1]."
     options = {} if like is None else {"dtype": like.dtype, "device": like.device}
     return 2 * torch.rand(n, *shape, generator=generator, **options) - 1
 
