@@ -4,7 +4,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from densegen.energy.energy import QuadratureEBM
+from densegen.energy.energy import EnergyModel, QuadratureEBM, energy_net
+from densegen.energy.jem import JEM, smooth_classifier
+from densegen.energy.learning import RBM, conv_energy_net
+from densegen.energy.samplers import Ising
 from densegen.flows.bijections import (
     Affine,
     Bijection,
@@ -79,3 +82,14 @@ def trained(model: nn.Module, case: Case, steps: int = 60) -> nn.Module:
         loss.backward()
         optimizer.step()
     return model.eval()
+
+
+# energies: `log_prob` is minus the energy and a constant, which only the exact ones know
+ENERGIES = {
+    "energy network": (lambda: EnergyModel(energy_net(3, 8)), lambda n: torch.randn(n, 3)),
+    "energy of images": (lambda: EnergyModel(conv_energy_net(2, 8, 4), bowl=2.0), lambda n: torch.randn(n, 2, 8, 8)),
+    "energy by quadrature": (lambda: QuadratureEBM(2, width=8), lambda n: torch.randn(n, 2).clamp(-3, 3)),
+    "classifier as energy": (lambda: JEM(smooth_classifier(12, 4, 8)), lambda n: torch.randn(n, 3, 2, 2)),
+    "boltzmann machine": (lambda: RBM(6, 4), lambda n: torch.randint(2, (n, 6)).float()),
+    "ising": (lambda: Ising(4, 0.3, 0.1), lambda n: 2.0 * torch.randint(2, (n, 4, 4)) - 1),
+}
