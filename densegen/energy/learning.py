@@ -186,13 +186,14 @@ def rbm_path(
         path.append(between)
     return path, F.softplus(bias).sum() + len(rbm.c) * math.log(2)
 
-# %% ../../nbs/22_learning.ipynb #c57520cf
+# %% ../../nbs/22_learning.ipynb #d63226ac
 def conv_energy_net(
     channels: int = 1,  # of an image
     size: int = 8,  # its side, divisible by 4
     width: int = 32,  # features of the first layer
-) -> nn.Sequential:  # [B, channels, size, size] -> [B, 1]
-    "A smooth convolutional network without normalization layers, with one output."
+    outputs: int = 1,  # one for an energy, more for a classifier that is one
+) -> nn.Sequential:  # [B, channels, size, size] -> [B, outputs]
+    "A smooth convolutional network without normalization layers."
     layers = [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
     layers += [nn.Conv2d(width, 2 * width, 4, 2, 1), nn.SiLU(), nn.Conv2d(2 * width, 4 * width, 4, 2, 1), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width * (size // 4) ** 2, 1, bias=False))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width * (size // 4) ** 2, outputs, bias=False))
