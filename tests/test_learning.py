@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from zoo import binary_states
 
 from densegen.energy.energy import EnergyModel, QuadratureEBM, energy_net
 from densegen.energy.learning import (
@@ -163,25 +164,21 @@ def machine(visible=6, hidden=5):
     return rbm
 
 
-def states(n):
-    return torch.arange(2**n)[:, None].bitwise_right_shift(torch.arange(n)).bitwise_and(1).double()
-
-
 @pytest.mark.parametrize("visible, hidden", [(6, 5), (4, 7)])
 def test_rbm_sums_to_one_whichever_side_is_enumerated(visible, hidden):
     rbm = machine(visible, hidden)
-    assert torch.allclose(rbm.log_prob(states(visible)).exp().sum(), torch.ones((), dtype=torch.float64))
+    assert torch.allclose(rbm.log_prob(binary_states(visible)).exp().sum(), torch.ones((), dtype=torch.float64))
 
 
 def test_free_energy_sums_out_the_hidden_units():
-    rbm, v, h = machine(), states(6), states(5)
+    rbm, v, h = machine(), binary_states(6), binary_states(5)
     joint = v @ rbm.b[:, None] + h @ rbm.c + v @ rbm.W @ h.T
     assert torch.allclose(-rbm.energy(v), joint.logsumexp(1))
 
 
 def test_rbm_gibbs_leaves_its_distribution_invariant():
     rbm = machine(4, 3).float()
-    v, n = states(4).float(), 200_000
+    v, n = binary_states(4).float(), 200_000
     p = rbm.log_prob(v).exp().double().detach()
     drawn = v[torch.multinomial(p, n, replacement=True)]
     code = (rbm.gibbs(drawn) * 2 ** torch.arange(4)).sum(1).long()
@@ -191,10 +188,10 @@ def test_rbm_gibbs_leaves_its_distribution_invariant():
 
 def test_rbm_likelihood_has_the_gradient_of_the_gap():
     "log Z differentiates to the model's expectation: the identity, by enumeration."
-    rbm, x = machine(), states(6)[[3, 17, 40]]
+    rbm, x = machine(), binary_states(6)[[3, 17, 40]]
     direct = gradient(sum(rbm.loss(x).values()), rbm)
-    p = rbm.log_prob(states(6)).exp().detach()
-    by_hand = gradient(rbm.energy(x).mean() - (p * rbm.energy(states(6))).sum(), rbm)
+    p = rbm.log_prob(binary_states(6)).exp().detach()
+    by_hand = gradient(rbm.energy(x).mean() - (p * rbm.energy(binary_states(6))).sum(), rbm)
     assert torch.allclose(direct, by_hand, atol=1e-10)
 
 

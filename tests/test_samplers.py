@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from zoo import binary_states
 
 from densegen.energy.energy import EnergyModel, box_grid, energy_net
 from densegen.energy.samplers import (
@@ -179,14 +180,9 @@ def test_mala_accepts_like_langevin_proposals_by_hand():
 
 
 # discrete
-def all_states(sites: int) -> torch.Tensor:
-    bits = torch.arange(2**sites)[:, None].bitwise_right_shift(torch.arange(sites)).bitwise_and(1)
-    return 2.0 * bits.double() - 1
-
-
 @pytest.mark.parametrize("side, coupling, field", [(2, 0.5, 0.1), (4, 0.4, 0.0), (4, -0.3, 0.2)])
 def test_transfer_matrix_equals_enumeration(side, coupling, field):
-    model, states = Ising(side, coupling, field), all_states(side * side).view(-1, side, side)
+    model, states = Ising(side, coupling, field), (2 * binary_states(side * side) - 1).view(-1, side, side)
     assert torch.allclose(model.log_partition(), torch.logsumexp(-model.energy(states), 0), atol=1e-9)
     assert torch.allclose(model.log_prob(states).exp().sum(), torch.ones((), dtype=torch.float64), atol=1e-9)
 
@@ -197,7 +193,7 @@ def ising_scores(model, truth_model):
         corner = x[..., 0, 0] * x[..., 1, 2]
         return torch.stack([m, m * m, E, corner, (m > 0.2).to(x.dtype)], -1)
 
-    states = all_states(16).view(-1, 4, 4)
+    states = (2 * binary_states(16) - 1).view(-1, 4, 4)
     p = truth_model.log_prob(states).exp()
     truth = (p[:, None] * quantities(states)).sum(0)
     generator = torch.Generator().manual_seed(0)
@@ -223,7 +219,7 @@ def test_gibbs_without_the_checkerboard_fails():
 
 def test_one_gibbs_step_leaves_the_distribution_invariant():
     "The kernel itself, not an average: exact draws stay exact draws, cell by cell of a 2x2 torus (chi-square)."
-    model, states = Ising(2, 0.3, 0.1), all_states(4).view(-1, 2, 2).float()
+    model, states = Ising(2, 0.3, 0.1), (2 * binary_states(4) - 1).view(-1, 2, 2).float()
     p, n = model.log_prob(states.double()).exp(), 200_000
     drawn = states[torch.multinomial(p, n, replacement=True)]
     code = ((model.gibbs(drawn).flatten(1) > 0) * 2 ** torch.arange(4)).sum(1)

@@ -93,3 +93,8 @@ ENERGIES = {
     "boltzmann machine": (lambda: RBM(6, 4), lambda n: torch.randint(2, (n, 6)).float()),
     "ising": (lambda: Ising(4, 0.3, 0.1), lambda n: 2.0 * torch.randint(2, (n, 4, 4)) - 1),
 }
+
+
+def binary_states(n: int) -> Tensor:
+    "All vectors of n zeros and ones [2^n, n], float64."
+    return torch.arange(2**n)[:, None].bitwise_right_shift(torch.arange(n)).bitwise_and(1).double()
