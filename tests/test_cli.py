@@ -111,7 +111,7 @@ def test_doctor_names_what_is_missing(shell, monkeypatch):
 
 
 def test_data_check_finds_damage(shell, monkeypatch):
-    monkeypatch.setattr(cli.library, "check", lambda name: "ok" if name == "mnist" else "x: expected sha256 1; got 2")
+    monkeypatch.setattr(cli.library, "check", lambda name: "ok" if name == "mnist" else "expected sha256 1; got 2")
     assert shell("data", "check", "mnist").exit_code == 0
     assert shell("data", "check").exit_code == 1
 

@@ -225,3 +225,4 @@ def test_ais_on_a_continuous_energy():
 def test_convolutional_energies_take_images():
     x = torch.randn(2, 3, 16, 16)
     assert EnergyModel(conv_energy_net(3, 16, 4), bowl=None).energy(x).shape == (2,)
+    assert conv_energy_net(3, 16, 4, outputs=10)(x).shape == (2, 10)
