@@ -6,7 +6,7 @@
 __all__ = ['ContrastiveDivergence', 'Learner', 'denoising_score_matching', 'sliced_score_matching', 'NoiseContrast', 'RBM',
            'annealed_importance', 'rbm_path', 'conv_energy_net']
 
-# %% ../../nbs/22_learning.ipynb #31f0360e
+# %% ../../nbs/22_learning.ipynb #cc8be276
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .energy import EnergyModel
-from .samplers import Gibbs, ReplayBuffer, Sampler, uniform_noise, value_and_gradient
+from .samplers import Gibbs, ReplayBuffer, Sampler
 
 # %% ../../nbs/22_learning.ipynb #3fe1b0c7
 class ContrastiveDivergence(nn.Module):
