@@ -18,7 +18,16 @@ from densegen.flows.bijections import (
     SinhArcsinh,
     StandardNormal,
 )
-from densegen.flows.coupling import AffineCoupling, Couplings, RealNVP
+from densegen.flows.coupling import (
+    CheckerboardCoupling,
+    Coupling,
+    Couplings,
+    ImageCoupling,
+    MaskedAutoregressive,
+    RealNVP,
+    Shift,
+    Spline,
+)
 
 
 @dataclass
@@ -41,10 +50,24 @@ BIJECTIONS = {
     "sinh-arcsinh": Case(lambda: SinhArcsinh(3), (3,)),
     "inverse": Case(lambda: Inverse(SinhArcsinh(2)), (2,)),
     "compose": Case(lambda: Compose(SinhArcsinh(3), Permutation(torch.tensor([1, 2, 0])), Affine(3)), (3,)),
-    "coupling": Case(lambda: AffineCoupling(2, width=8), (2,)),
-    "coupling, flipped, odd": Case(lambda: AffineCoupling(5, width=8, flip=True), (5,)),
-    "coupling with context": Case(lambda: AffineCoupling(4, width=8, context=3), (4,), 3),
+    "coupling": Case(lambda: Coupling(2, width=8), (2,)),
+    "coupling, flipped, odd": Case(lambda: Coupling(5, width=8, flip=True), (5,)),
+    "coupling with context": Case(lambda: Coupling(4, width=8, context=3), (4,), 3),
     "couplings": Case(lambda: Couplings(3, layers=4, width=8), (3,)),
+    "additive coupling": Case(lambda: Coupling(3, width=8, bend=Shift()), (3,)),
+    "spline coupling": Case(lambda: Coupling(3, width=8, bend=Spline(bins=4)), (3,)),
+    "autoregressive": Case(lambda: MaskedAutoregressive(4, width=8), (4,)),
+    "autoregressive spline": Case(lambda: MaskedAutoregressive(3, width=8, bend=Spline(bins=3)), (3,)),
+    "image coupling": Case(lambda: ImageCoupling(3, width=8), (3, 2, 4)),
+    "image coupling, context": Case(lambda: ImageCoupling(2, width=8, context=2, bend=Spline(bins=3)), (2, 3, 3), 2),
+    "checkerboard": Case(lambda: CheckerboardCoupling(2, width=8, flip=True), (2, 3, 4)),
+    "additive coupling": Case(lambda: Coupling(3, width=8, bend=Shift()), (3,)),
+    "spline coupling": Case(lambda: Coupling(3, width=8, bend=Spline(bins=4)), (3,)),
+    "autoregressive": Case(lambda: MaskedAutoregressive(4, width=8), (4,)),
+    "autoregressive spline": Case(lambda: MaskedAutoregressive(3, width=8, bend=Spline(bins=3)), (3,)),
+    "image coupling": Case(lambda: ImageCoupling(3, width=8), (3, 2, 4)),
+    "image coupling, context": Case(lambda: ImageCoupling(2, width=8, context=2, bend=Spline(bins=3)), (2, 3, 3), 2),
+    "checkerboard": Case(lambda: CheckerboardCoupling(2, width=8, flip=True), (2, 3, 4)),
     "couplings with context": Case(lambda: Couplings(2, layers=3, width=8, context=2), (2,), 2),
 }
 
@@ -55,6 +78,8 @@ DENSITIES = {
     "realnvp, odd": Case(lambda: RealNVP(5, layers=3, width=16), (5,)),
     "realnvp with dropout": Case(lambda: RealNVP(4, layers=4, width=16, dropout=0.5), (4,)),
     "energy by quadrature": Case(lambda: QuadratureEBM(2, width=8, limit=8.0, points=160), (2,)),
+    "spline flow": Case(lambda: RealNVP(2, layers=4, width=16, bend=Spline(bins=4)), (2,)),
+    "autoregressive flow": Case(lambda: Flow(MaskedAutoregressive(2, width=8), StandardNormal(2)), (2,)),
     "realnvp with context": Case(lambda: RealNVP(2, layers=4, width=16, context=3), (2,), 3),
 }
 
