@@ -28,6 +28,7 @@ from densegen.flows.coupling import (
     Shift,
     Spline,
 )
+from densegen.flows.dequantization import ConditionalPrior, ImageFlow, OnFirstHalf, multiscale
 
 
 @dataclass
@@ -68,6 +69,9 @@ BIJECTIONS = {
     "image coupling": Case(lambda: ImageCoupling(3, width=8), (3, 2, 4)),
     "image coupling, context": Case(lambda: ImageCoupling(2, width=8, context=2, bend=Spline(bins=3)), (2, 3, 3), 2),
     "checkerboard": Case(lambda: CheckerboardCoupling(2, width=8, flip=True), (2, 3, 4)),
+    "conditional prior": Case(lambda: ConditionalPrior(3), (3, 2, 2)),
+    "first half": Case(lambda: OnFirstHalf(ImageCoupling(2, width=8)), (4, 2, 3)),
+    "pyramid": Case(lambda: multiscale(1, 2, lambda c: ImageCoupling(c, width=8)), (1, 4, 8)),
     "couplings with context": Case(lambda: Couplings(2, layers=3, width=8, context=2), (2,), 2),
 }
 
@@ -80,6 +84,7 @@ DENSITIES = {
     "energy by quadrature": Case(lambda: QuadratureEBM(2, width=8, limit=8.0, points=160), (2,)),
     "spline flow": Case(lambda: RealNVP(2, layers=4, width=16, bend=Spline(bins=4)), (2,)),
     "autoregressive flow": Case(lambda: Flow(MaskedAutoregressive(2, width=8), StandardNormal(2)), (2,)),
+    "flow of images": Case(lambda: ImageFlow(CheckerboardCoupling(1, width=8), StandardNormal((1, 4, 4))), (1, 4, 4)),
     "realnvp with context": Case(lambda: RealNVP(2, layers=4, width=16, context=3), (2,), 3),
 }
 

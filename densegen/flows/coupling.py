@@ -194,7 +194,7 @@ class Spline:
 
     def knots(self, x: Tensor, answer: Tensor) -> Tensor:
         "Places, values and slopes at the knots [3, *x.shape, bins + 1]."
-        raw = 2 * torch.tanh(answer.unflatten(1, (self.outputs, x.shape[1])).movedim(1, -1) / 2)
+        raw = torch.tanh(answer.unflatten(1, (self.outputs, x.shape[1])).movedim(1, -1))
         widths, heights, slopes = raw.split([self.bins, self.bins, self.bins - 1], -1)
         return torch.stack([_edges(widths, self.limit), _edges(heights, self.limit), F.pad(slopes, (1, 1)).exp()])
 
@@ -327,11 +327,12 @@ class CheckerboardCoupling(Bijection):
         channels: int,  # of the images
         width: int = 128,  # hidden channels of the network
         flip: bool = False,  # keep the odd pixels instead of the even ones
+        context: int = 0,  # features of the context [B, context] or [B, context, H, W], 0 for none
         bend=ScaleShift(),  # what is done to the changed pixels
     ):
         super().__init__()
-        self.flip, self.by = flip, bend
-        self.net = ConvNet(channels, bend.outputs * channels, width)
+        self.flip, self.context, self.by = flip, context, bend
+        self.net = ConvNet(channels + context, bend.outputs * channels, width)
 
     def kept(self, x: Tensor) -> Tensor:
         "Which pixels stay, bool [H, W]; the pixel (0, 0) is even."
@@ -340,10 +341,10 @@ class CheckerboardCoupling(Bijection):
 
     def forward(self, x, context=None):
         kept = self.kept(x)
-        z, log_slope = self.by.bend(x, self.net(torch.where(kept, x, 0.0)))
+        z, log_slope = self.by.bend(x, self.net(_joined(torch.where(kept, x, 0.0), context, self.context)))
         return torch.where(kept, x, z), torch.where(kept, 0.0, log_slope).flatten(1).sum(1)
 
     def inverse(self, z, context=None):
         kept = self.kept(z)
-        x, log_slope = self.by.unbend(z, self.net(torch.where(kept, z, 0.0)))
+        x, log_slope = self.by.unbend(z, self.net(_joined(torch.where(kept, z, 0.0), context, self.context)))
         return torch.where(kept, z, x), -torch.where(kept, 0.0, log_slope).flatten(1).sum(1)
