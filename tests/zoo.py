@@ -29,6 +29,7 @@ from densegen.flows.coupling import (
     Spline,
 )
 from densegen.flows.dequantization import ConditionalPrior, ImageFlow, OnFirstHalf, multiscale
+from densegen.flows.glow import ActNorm, Glow, GlowStep, GlowSteps, InvertibleConv
 
 
 @dataclass
@@ -72,6 +73,11 @@ BIJECTIONS = {
     "conditional prior": Case(lambda: ConditionalPrior(3), (3, 2, 2)),
     "first half": Case(lambda: OnFirstHalf(ImageCoupling(2, width=8)), (4, 2, 3)),
     "pyramid": Case(lambda: multiscale(1, 2, lambda c: ImageCoupling(c, width=8)), (1, 4, 8)),
+    "actnorm": Case(lambda: ActNorm(2), (2, 3, 2)),
+    "1x1 convolution": Case(lambda: InvertibleConv(3), (3, 2, 2)),
+    "glow step": Case(lambda: GlowStep(4, width=8), (4, 2, 2)),
+    "whole glow": Case(lambda: Glow((1, 4, 4), levels=2, steps=2, width=8).bijection, (1, 4, 4)),
+    "glow steps": Case(lambda: GlowSteps(4, steps=3, width=8), (4, 2, 2)),
     "couplings with context": Case(lambda: Couplings(2, layers=3, width=8, context=2), (2,), 2),
 }
 
@@ -85,6 +91,8 @@ DENSITIES = {
     "spline flow": Case(lambda: RealNVP(2, layers=4, width=16, bend=Spline(bins=4)), (2,)),
     "autoregressive flow": Case(lambda: Flow(MaskedAutoregressive(2, width=8), StandardNormal(2)), (2,)),
     "flow of images": Case(lambda: ImageFlow(CheckerboardCoupling(1, width=8), StandardNormal((1, 4, 4))), (1, 4, 4)),
+    "glow": Case(lambda: Glow((1, 2, 2), levels=1, steps=2, width=8), (1, 2, 2)),
+    "glow with classes": Case(lambda: Glow((1, 4, 4), levels=1, steps=2, width=8, classes=3), (1, 4, 4)),
     "realnvp with context": Case(lambda: RealNVP(2, layers=4, width=16, context=3), (2,), 3),
 }
 

@@ -19,22 +19,22 @@ from .coupling import CheckerboardCoupling, ImageCoupling
 
 # %% ../../nbs/32_dequantization.ipynb #0c4e8793
 def bits_per_dim(
-    log_prob: Tensor,  # log-density of x = (v + u) / levels, minus that of the noise, nats [B]
+    log_prob: Tensor,  # log-density of x = (v + u) / grey_levels, minus that of the noise, nats [B]
     dims: int,  # components of an image
-    levels: int = 256,  # grey levels
+    grey_levels: int = 256,  # of the images
 ) -> Tensor:  # [B]
     "Cost of one component in bits, from the log-density of a dequantized image."
-    return (dims * math.log(levels) - log_prob) / (dims * math.log(2))
+    return (dims * math.log(grey_levels) - log_prob) / (dims * math.log(2))
 
 # %% ../../nbs/32_dequantization.ipynb #6011de10
 class UniformNoise(nn.Module):
-    "x = (v + u) / levels with u uniform on [0, 1)."
+    "x = (v + u) / grey_levels with u uniform on [0, 1)."
 
-    def forward(self, v: Tensor, levels: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, v: Tensor, grey_levels: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         "A dequantized image in [0, 1) and the log-density of its noise, which is zero [B]."
         x = v.to(torch.get_default_dtype())
         u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        return (x + u) / levels, x.new_zeros(len(x))
+        return (x + u) / grey_levels, x.new_zeros(len(x))
 
 # %% ../../nbs/32_dequantization.ipynb #406bdb6a
 class ImageFlow(Flow):
@@ -45,11 +45,11 @@ class ImageFlow(Flow):
         self,
         bijection: Bijection,  # images to latents
         base: nn.Module,  # density of the latents
-        levels: int = 256,  # grey levels of the integer images
+        grey_levels: int = 256,  # of the integer images
         noise: nn.Module | None = None,  # `UniformNoise` if None
     ):
         super().__init__(bijection, base)
-        self.levels, self.noise = levels, noise or UniformNoise()
+        self.grey_levels, self.noise = grey_levels, noise or UniformNoise()
 
     def bits_per_dim(
         self, v: Tensor, context: Tensor | None = None, samples: int = 1, generator: torch.Generator | None = None
@@ -57,10 +57,10 @@ class ImageFlow(Flow):
         "Upper bound of the cost of integer images [B, *shape] -> [B]; tighter with more `samples` of noise."
         weights = []
         for _ in range(samples):
-            x, log_q = self.noise(v, self.levels, generator)
+            x, log_q = self.noise(v, self.grey_levels, generator)
             weights.append(self.log_prob(x, context) - log_q)
         log_prob = torch.logsumexp(torch.stack(weights), 0) - math.log(samples)
-        return bits_per_dim(log_prob, v[0].numel() if len(v) else 1, self.levels)
+        return bits_per_dim(log_prob, math.prod(v.shape[1:]), self.grey_levels)
 
     def loss(self, batch: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         "Mean bits per dimension of integer images `v`, or of `(v, context)`."
@@ -104,13 +104,13 @@ class VariationalNoise(nn.Module):
         boards = [CheckerboardCoupling(channels, flip=i % 2 == 1, **options) for i in range(layers)]
         self.flow = Compose(Logit(0.0), *boards)
 
-    def forward(self, v: Tensor, levels: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, v: Tensor, grey_levels: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         "A dequantized image in [0, 1] and the log-density of its noise [B]."
         x = v.to(torch.get_default_dtype())
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        u, ladj = self.flow.inverse(1.7 * noise, x / levels - 0.5)
+        u, ladj = self.flow.inverse(1.7 * noise, x / grey_levels - 0.5)
         log_q = StandardNormal(x.shape[1:]).log_prob(noise) - x[0].numel() * math.log(1.7) - ladj
-        return (x + u) / levels, log_q
+        return (x + u) / grey_levels, log_q
 
 # %% ../../nbs/32_dequantization.ipynb #c856f0cf
 class Squeeze(Bijection):
