@@ -19,6 +19,7 @@ from densegen.flows.bijections import (
     StandardNormal,
 )
 from densegen.flows.coupling import AffineCoupling, Couplings, RealNVP
+from densegen.flows.residual import ResidualBlock, ResidualFlow, lipschitz_net, tighten
 
 
 @dataclass
@@ -46,6 +47,8 @@ BIJECTIONS = {
     "coupling with context": Case(lambda: AffineCoupling(4, width=8, context=3), (4,), 3),
     "couplings": Case(lambda: Couplings(3, layers=4, width=8), (3,)),
     "couplings with context": Case(lambda: Couplings(2, layers=3, width=8, context=2), (2,), 2),
+    "residual block": Case(lambda: ResidualBlock(lipschitz_net((3,), 8), ladj="exact"), (3,)),
+    "residual block of images": Case(lambda: ResidualBlock(lipschitz_net((1, 3, 4), 4), ladj="exact"), (1, 3, 4)),
 }
 
 DENSITIES = {
@@ -56,6 +59,7 @@ DENSITIES = {
     "realnvp with dropout": Case(lambda: RealNVP(4, layers=4, width=16, dropout=0.5), (4,)),
     "energy by quadrature": Case(lambda: QuadratureEBM(2, width=8, limit=8.0, points=160), (2,)),
     "realnvp with context": Case(lambda: RealNVP(2, layers=4, width=16, context=3), (2,), 3),
+    "residual flow": Case(lambda: ResidualFlow(2, blocks=3, width=8), (2,)),
 }
 
 
@@ -64,6 +68,7 @@ def randomized(model: nn.Module, std: float = 0.5) -> nn.Module:
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=std)
+    tighten(model, tolerance=1e-6)
     return model.eval()
 
 

@@ -56,7 +56,20 @@ class LipSwish(nn.Module):
         b = F.softplus(self.beta)
         return F.silu(b * x) * (1 / (1.1 * b))
 
-# %% ../../nbs/34_residual.ipynb #20ebfd5f
+# %% ../../nbs/34_residual.ipynb #32887648
+@torch.no_grad()
+def _power_iteration(linear, transposed, v: Tensor, iterations: int, tolerance: float | None) -> None:
+    "Turn v, in place, towards the direction that the linear map stretches most."
+    last = 0.0
+    for _ in range(1000 if tolerance else iterations):
+        new = transposed(linear(v))
+        size = new.norm()
+        v.copy_(torch.where(size > 0, new / size, v))
+        if tolerance and abs(size - last) <= tolerance * size:
+            break
+        last = size
+
+# %% ../../nbs/34_residual.ipynb #b0b46939
 class _Lipschitz(nn.Module):
     "A linear map that is divided by its operator norm / coeff where the norm is larger than coeff."
 
@@ -67,27 +80,36 @@ class _Lipschitz(nn.Module):
         self.register_buffer("v", torch.randn(1, *shape))
         self.tighten(tolerance=1e-4)
 
-    @torch.no_grad()
     def tighten(self, iterations: int = 5, tolerance: float | None = None) -> None:
         "Power iteration: so many passes, or until the norm grows by less than a relative tolerance."
-        last = 0.0
-        for _ in range(1000 if tolerance else iterations):
-            v = self.transposed(self.linear(self.v, self.weight), self.weight)
-            size = v.norm()
-            self.v.copy_(torch.where(size > 0, v / size, self.v))
-            if tolerance and abs(size - last) <= tolerance * size:
-                break
-            last = size
+        W = self.weight
+        _power_iteration(lambda x: self.linear(x, W), lambda u: self.transposed(u, W), self.v, iterations, tolerance)
         self._seen = self.weight._version
+
+    def renew(self) -> None:
+        "In training, tighten once after each change of the weight."
+        if self.training and not torch.compiler.is_compiling() and self._seen != self.weight._version:
+            self.tighten()
 
     def norm(self) -> Tensor:
         "The operator norm of the weight, differentiable."
         return self.linear(self.v, self.weight).norm() / self.v.norm()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and not torch.compiler.is_compiling() and self._seen != self.weight._version:
-            self.tighten()
+        self.renew()
         return self.linear(x, self.weight / (self.norm() / self.coeff).clamp_min(1), self.bias)
+
+    def train(self, mode: bool = True):
+        "Switch the mode; leaving training settles the norm."
+        if self.training and not mode and self._seen != self.weight._version:
+            self.tighten(tolerance=1e-5)
+        return super().train(mode)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self._seen == self.weight._version)
+
+    def set_extra_state(self, fresh: Tensor) -> None:
+        self._seen = self.weight._version if fresh else None
 
 # %% ../../nbs/34_residual.ipynb #79985caf
 class LipschitzLinear(_Lipschitz):
@@ -167,14 +189,17 @@ def lipschitz_net(
     tighten(net, tolerance=1e-4)
     return net
 
-# %% ../../nbs/34_residual.ipynb #aa449463
+# %% ../../nbs/34_residual.ipynb #3a072674
 def exact_ladj(
     g: nn.Module,  # keeps the shape and treats each item alone
     x: Tensor,  # [B, ...]
 ) -> tuple[Tensor, Tensor]:  # g(x), and log|det(I + J)| [B]
     "The log-determinant of x + g(x) from the whole Jacobian: D backward passes at once, and `slogdet`."
+    for module in g.modules():
+        if isinstance(module, _Lipschitz):
+            module.renew()  # here, because nothing may change in place while `vjp` looks on
     y, vjp = torch.func.vjp(g, x)
-    identity = torch.eye(y[0].numel() if len(y) else 0, dtype=y.dtype, device=y.device)
+    identity = torch.eye(math.prod(y.shape[1:]), dtype=y.dtype, device=y.device)
     basis = identity.reshape(-1, 1, *y.shape[1:]).expand(-1, *y.shape)
     J = torch.func.vmap(vjp)(basis)[0].flatten(2).transpose(0, 1)
     return y, torch.linalg.slogdet(identity + J).logabsdet
