@@ -327,9 +327,11 @@ def test_decode_computes_no_volume(monkeypatch):
     flow.decode(torch.randn(2, 1, 4, 4)), flow.encode(torch.randn(2, 1, 4, 4)), flow.sample(2)
 
 
-def test_estimates_of_a_trained_flow_agree_with_its_exact_density():
+@pytest.mark.parametrize("fused", [False, True])
+def test_estimates_of_a_trained_flow_agree_with_its_exact_density(fused):
+    "Fused optimizers do not count their changes of a weight, so that nothing may rely on that count."
     flow = ResidualFlow(6, blocks=2, width=16)
-    optimizer = torch.optim.Adam(flow.parameters(), 0.01)
+    optimizer = torch.optim.Adam(flow.parameters(), 0.01, fused=fused)
     for _ in range(60):
         x = torch.randn(64, 6)
         optimizer.zero_grad()
@@ -343,7 +345,7 @@ def test_estimates_of_a_trained_flow_agree_with_its_exact_density():
     assert ((estimate.mean(0) - flow.log_prob(x)).mean().abs() < 0.05)
     assert (flow.decode(flow.encode(x)) - x).abs().max() < 1e-4
     norms = [true_norm(m, m.v.shape[1:]) for m in flow.modules() if isinstance(m, LipschitzLinear)]
-    assert max(norms) < 0.98 * 1.01
+    assert max(norms) < 0.98 * 1.005
 
 
 def test_training_under_autocast_stays_finite():

@@ -69,7 +69,7 @@ def _power_iteration(linear, transposed, v: Tensor, iterations: int, tolerance: 
             break
         last = size
 
-# %% ../../nbs/34_residual.ipynb #b0b46939
+# %% ../../nbs/34_residual.ipynb #9b568208
 class _Lipschitz(nn.Module):
     "A linear map that is divided by its operator norm / coeff where the norm is larger than coeff."
 
@@ -78,38 +78,36 @@ class _Lipschitz(nn.Module):
             raise ValueError(f"coeff: expected a number between 0 and 1; got {coeff}")
         self.weight, self.bias, self.coeff = like.weight, like.bias, coeff
         self.register_buffer("v", torch.randn(1, *shape))
+        self.register_buffer("found", torch.zeros(()))
         self.tighten(tolerance=1e-4)
 
+    def norm(self) -> Tensor:
+        "The operator norm of the weight as far as v knows it, differentiable."
+        return self.linear(self.v, self.weight).norm() / self.v.norm()
+
+    @torch.no_grad()
     def tighten(self, iterations: int = 5, tolerance: float | None = None) -> None:
         "Power iteration: so many passes, or until the norm grows by less than a relative tolerance."
         W = self.weight
         _power_iteration(lambda x: self.linear(x, W), lambda u: self.transposed(u, W), self.v, iterations, tolerance)
-        self._seen = self.weight._version
+        self.found.copy_(self.norm())
 
-    def renew(self) -> None:
-        "In training, tighten once after each change of the weight."
-        if self.training and not torch.compiler.is_compiling() and self._seen != self.weight._version:
+    def renew(self) -> Tensor:
+        "The norm; in training, v is first brought up to date if the weight has changed since."
+        norm = self.norm()
+        if self.training and not torch.compiler.is_compiling() and not norm.is_meta and norm.detach() != self.found:
             self.tighten()
-
-    def norm(self) -> Tensor:
-        "The operator norm of the weight, differentiable."
-        return self.linear(self.v, self.weight).norm() / self.v.norm()
+            norm = self.norm()
+        return norm
 
     def forward(self, x: Tensor) -> Tensor:
-        self.renew()
-        return self.linear(x, self.weight / (self.norm() / self.coeff).clamp_min(1), self.bias)
+        return self.linear(x, self.weight / (self.renew() / self.coeff).clamp_min(1), self.bias)
 
     def train(self, mode: bool = True):
         "Switch the mode; leaving training settles the norm."
-        if self.training and not mode and self._seen != self.weight._version:
-            self.tighten(tolerance=1e-5)
+        if self.training and not mode and self.norm() != self.found:
+            self.tighten(tolerance=1e-6)
         return super().train(mode)
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self._seen == self.weight._version)
-
-    def set_extra_state(self, fresh: Tensor) -> None:
-        self._seen = self.weight._version if fresh else None
 
 # %% ../../nbs/34_residual.ipynb #79985caf
 class LipschitzLinear(_Lipschitz):
