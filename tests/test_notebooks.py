@@ -163,7 +163,16 @@ def test_public_names_have_docstrings_and_types(path):
             assert not untyped and (node.returns is not None), f"{name}: no type for {untyped or 'the result'}"
 
 
-@pytest.mark.parametrize("module", ["densegen.flows.bijections", "densegen.flows.coupling", "densegen.energy.energy"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "densegen.flows.bijections",
+        "densegen.flows.coupling",
+        "densegen.flows.residual",
+        "densegen.flows.memory",
+        "densegen.energy.energy",
+    ],
+)
 def test_models_import_torch_alone(module):
     banned = "matplotlib sklearn skimage scipy IPython ipywidgets lightning lightning_fabric pooch papermill".split()
     script = f"import sys, {module}; print([m for m in {banned} if m in sys.modules])"
