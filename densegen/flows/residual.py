@@ -20,7 +20,7 @@ from .bijections import Affine, Bijection, Compose, Flow, StandardNormal, _check
 class NotContractive(RuntimeError):
     "A fixed-point iteration did not converge: the network inside is no contraction."
 
-# %% ../../nbs/34_residual.ipynb #f9c0a62a
+# %% ../../nbs/34_residual.ipynb #b49b1b2f
 def fixed_point(
     step: Callable[[Tensor], Tensor],  # the contraction, [B, ...] -> [B, ...]
     start: Tensor,  # [B, ...]
@@ -36,8 +36,8 @@ def fixed_point(
         new = step(x)
         changes.append(((new - x).abs() / (1 + new.abs())).max().item())
         x, rate = new, changes[-1] / changes[-2]
-        error = changes[-1] * max(1.0, rate / (1 - rate)) if rate < 1 else math.inf
-        if min(error / tolerance, changes[-1] / rounding) <= 1:
+        error = changes[-1] * (rate / (1 - rate) if 0.5 < rate < 1 else 1.0)
+        if error <= tolerance or changes[-1] <= rounding:
             return x, changes[1:]
     raise NotContractive(
         f"fixed point: expected a contraction; got a change of {changes[-1]:.2g} in pass {len(changes) - 1}; "
