@@ -30,6 +30,7 @@ from densegen.flows.coupling import (
 )
 from densegen.flows.dequantization import ConditionalPrior, ImageFlow, OnFirstHalf, multiscale
 from densegen.flows.glow import ActNorm, Glow, GlowStep, GlowSteps, InvertibleConv
+from densegen.flows.residual import ResidualBlock, ResidualFlow, lipschitz_net, tighten
 
 
 @dataclass
@@ -79,6 +80,8 @@ BIJECTIONS = {
     "whole glow": Case(lambda: Glow((1, 4, 4), levels=2, steps=2, width=8).bijection, (1, 4, 4)),
     "glow steps": Case(lambda: GlowSteps(4, steps=3, width=8), (4, 2, 2)),
     "couplings with context": Case(lambda: Couplings(2, layers=3, width=8, context=2), (2,), 2),
+    "residual block": Case(lambda: ResidualBlock(lipschitz_net((3,), 8), ladj="exact"), (3,)),
+    "residual block of images": Case(lambda: ResidualBlock(lipschitz_net((1, 3, 4), 4), ladj="exact"), (1, 3, 4)),
 }
 
 DENSITIES = {
@@ -94,6 +97,7 @@ DENSITIES = {
     "glow": Case(lambda: Glow((1, 2, 2), levels=1, steps=2, width=8), (1, 2, 2)),
     "glow with classes": Case(lambda: Glow((1, 4, 4), levels=1, steps=2, width=8, classes=3), (1, 4, 4)),
     "realnvp with context": Case(lambda: RealNVP(2, layers=4, width=16, context=3), (2,), 3),
+    "residual flow": Case(lambda: ResidualFlow(2, blocks=3, width=8), (2,)),
 }
 
 
@@ -102,6 +106,7 @@ def randomized(model: nn.Module, std: float = 0.5) -> nn.Module:
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=std)
+    tighten(model, tolerance=1e-6)
     return model.eval()
 
 

@@ -96,9 +96,14 @@ class Flow(nn.Module):
         self,
         bijection: Bijection,  # data to latent
         base: nn.Module,  # density of the latent, has `shape`, `log_prob` and `sample`
+        memory: str = "plain",  # what training keeps: "plain", "checkpoint" or "reversible" (lecture on memory)
     ):
         super().__init__()
         self.bijection, self.base = bijection, base
+        if memory != "plain":
+            from densegen.flows.memory import set_memory
+
+            set_memory(self, memory)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         "Log-density in nats, [B, *shape] -> [B]; `ValueError` for another shape."
@@ -148,6 +153,7 @@ def reference_ladj(
 # %% ../../nbs/30_bijections.ipynb #33644ce1
 class Compose(Bijection):
     "Bijections one after the other, in the order from data to latent."
+    memory = "plain"  # see `densegen.flows.memory.set_memory`
 
     def __init__(
         self,
@@ -157,6 +163,10 @@ class Compose(Bijection):
         self.bijections = nn.ModuleList(bijections)
 
     def forward(self, x, context=None):
+        if self.memory != "plain" and torch.is_grad_enabled():
+            from densegen.flows.memory import sparing
+
+            return sparing(self, x, context)
         ladj = x.new_zeros(len(x))
         for bijection in self.bijections:
             x, change = bijection(x, context)
