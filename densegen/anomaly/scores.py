@@ -277,26 +277,24 @@ class GaussianImages(nn.Module):
         z = torch.linalg.solve_triangular(self.root, centred.T, upper=False)
         return -0.5 * (z.square().sum(0) + len(self.mean) * math.log(2 * math.pi)) - self.root.diagonal().log().sum()
 
-# %% ../../nbs/40_scores.ipynb #a25ec811
+# %% ../../nbs/40_scores.ipynb #16626bbe
 class Autoencoder(nn.Module):
-    "A multilayer perceptron to a few numbers and back; the score is the mean squared error."
+    "Code and reconstruction; the score is the mean squared error."
 
     def __init__(
         self,
-        inputs: int,  # numbers in an image
-        latent: int,  # numbers in the bottleneck
-        width: int = 256,  # of the hidden layers
+        encode: nn.Module,  # images [B, *shape] to codes
+        decode: nn.Module,  # codes to as many numbers as an image has
     ):
         super().__init__()
-        self.encode = nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, latent))
-        self.decode = nn.Sequential(nn.Linear(latent, width), nn.ReLU(), nn.Linear(width, inputs))
+        self.encode, self.decode = encode, decode
 
     def loss(self, images: Tensor) -> Tensor:
         "Mean squared error of a batch [B, *shape]."
         return self._errors(images).mean()
 
     def _errors(self, images):
-        return (self.decode(self.encode(images)) - images.flatten(1)).square().mean(1)
+        return (self.decode(self.encode(images)).flatten(1) - images.flatten(1)).square().mean(1)
 
     @torch.no_grad()
     def anomaly_score(self, images: Tensor) -> Tensor:
