@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['CODECS', 'compressed_bits', 'ComplexityScore']
 
-# %% ../../nbs/42_complexity.ipynb #bca0b559
+# %% ../../nbs/42_complexity.ipynb #f4acb12d
 import io
 import zlib
 
 import torch
 from torch import Tensor, nn
+
+from .reality_check import bits_of
 
 # %% ../../nbs/42_complexity.ipynb #5613821f
 CODECS = {"png": {"optimize": True}, "jpeg2000": {"irreversible": False}, "webp": {"lossless": True, "method": 6}}

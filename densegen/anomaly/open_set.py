@@ -32,7 +32,7 @@ def feature_spread(
     "Mean distance between the features of two images: near zero when they have collapsed to a point."
     return torch.pdist(features).mean().item()
 
-# %% ../../nbs/43_open_set.ipynb #8beae783
+# %% ../../nbs/43_open_set.ipynb #8b03530d
 class OpenSetHybrid(nn.Module):
     "A classifier and a flow over shared features that both losses shape (Zhang et al., ECCV 2020)."
 
@@ -46,7 +46,7 @@ class OpenSetHybrid(nn.Module):
         width: int = 64,  # of their networks
     ):
         super().__init__()
-        self.encoder, self.norm = encoder, nn.BatchNorm1d(features, affine=False)
+        self.encoder, self.norm = encoder, nn.BatchNorm1d(features, eps=1e-10, affine=False)
         self.head, self.flow = nn.Linear(features, classes), RealNVP(features, layers=layers, width=width)
         self.weight = weight
 
