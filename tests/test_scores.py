@@ -1,5 +1,7 @@
 """The detectors against formulas in float64 and other libraries; one protocol for all of them."""
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -192,3 +194,11 @@ def test_typicality_is_two_sided_and_a_ratio_knows_no_coordinates():
     here = LikelihoodRatio(gaussian, GaussianImages(x.flip(1))).anomaly_score(x)
     wide = [GaussianImages(scaled(v), ridge=25e-3) for v in (x, x.flip(1))]
     torch.testing.assert_close(LikelihoodRatio(*wide).anomaly_score(scaled(x)), here, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("module", ["scores", "reality_check", "complexity", "open_set"])
+def test_imports_torch_alone(module):
+    banned = "matplotlib sklearn skimage scipy IPython ipywidgets lightning_fabric pooch papermill PIL".split()
+    script = f"import sys, densegen.anomaly.{module}; print([m for m in {banned} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert out.stdout.strip() == "[]"
