@@ -5,6 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# image sets that lie beside the checkout are used; the course also runs without
+BESIDE := $(wildcard $(abspath ../shared/data))
+ifneq ($(BESIDE),)
+export DENSEGEN_DATA ?= $(BESIDE)
+endif
+
 .PHONY: help course test quick lab site export bench clean
 .DEFAULT_GOAL := help
 
@@ -42,6 +48,7 @@ export: $(READY) ## write densegen/*.py and README.md from the notebooks, clean 
 bench: $(READY) ## time flows beside their peers, samplers beside the bare network
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	$(BIN)/python tests/benchmarks/coupling.py
+	$(BIN)/python tests/benchmarks/flows.py
 	$(BIN)/python tests/benchmarks/sampling.py
 
 clean: ## remove the environment and everything that was computed

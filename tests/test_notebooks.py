@@ -163,7 +163,10 @@ def test_public_names_have_docstrings_and_types(path):
             assert not untyped and (node.returns is not None), f"{name}: no type for {untyped or 'the result'}"
 
 
-@pytest.mark.parametrize("module", ["densegen.flows.bijections", "densegen.flows.coupling", "densegen.energy.energy"])
+MODELS = [p for p in MODULES if p.parent.name in ("energy", "flows")]
+
+
+@pytest.mark.parametrize("module", [f"densegen.{p.parent.name}.{p.stem}" for p in MODELS])
 def test_models_import_torch_alone(module):
     banned = "matplotlib sklearn skimage scipy IPython ipywidgets lightning lightning_fabric pooch papermill".split()
     script = f"import sys, {module}; print([m for m in {banned} if m in sys.modules])"

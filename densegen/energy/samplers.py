@@ -134,10 +134,10 @@ def leapfrog(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # x, r, and the energy and its gradient at x
     "Hamilton's equations for E(x) + |r|^2 / 2, second order, reversible, volume-preserving."
     for _ in range(count):
-        r = r - 0.5 * step * gradient
-        x = x + step * r
+        r = torch.sub(r, gradient, alpha=0.5 * step)
+        x = torch.add(x, r, alpha=step)
         value, gradient = value_and_gradient(energy, x)
-        r = r - 0.5 * step * gradient
+        r = torch.sub(r, gradient, alpha=0.5 * step)
     return x, r, value, gradient
 
 # %% ../../nbs/21_samplers.ipynb #cf2e2eb0
@@ -155,7 +155,7 @@ class HMC(Sampler):
         here, slope = value_and_gradient(energy, x) if memory is None else memory
         r = _noise(x, generator)
         proposal, end, there, steep = leapfrog(energy, x, r, slope, self.size, self.leapfrogs)
-        kinetic = lambda r: 0.5 * r.square().flatten(1).sum(1)
+        kinetic = lambda r: 0.5 * torch.linalg.vector_norm(r.flatten(1), dim=1).square()
         ratio = here - there + kinetic(r) - kinetic(end)
         taken, (x, here, slope) = _metropolis(ratio, (x, here, slope), (proposal, there, steep), generator)
         return x, (here, slope), taken
