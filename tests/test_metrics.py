@@ -194,6 +194,19 @@ def test_the_stream_is_within_its_promise():
     np.testing.assert_allclose(found, truth, atol=1e-4)
 
 
+def test_a_refused_batch_leaves_the_counts_alone():
+    stream, n = StreamingMetrics(bits=16), 2**19 + 3  # more than one piece, the fault in the last
+    scores, labels = torch.randn(n), labelled(n)
+    scores[-1] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        stream.update(scores, labels)
+    with pytest.raises(ValueError, match="expected the shape"):
+        stream.update(scores[:-1], labels[: 2**19])
+    assert stream.counts.sum() == 0
+    stream.update(scores[:-1], labels[:-1])
+    assert stream.counts.sum() == n - 1 and stream.counts[:, 1].sum() == labels[:-1].sum()
+
+
 def test_merged_streams_are_the_stream_of_all():
     scores, labels = torch.randn(3000), labelled(3000)
     whole = StreamingMetrics().update(scores, labels)

@@ -8,10 +8,9 @@ __all__ = ['RankMetrics', 'rank_metrics', 'average_precision', 'auroc', 'fpr_at_
            'free_energy', 'entropy', 'LogitScore', 'Odin', 'Mahalanobis', 'NearestNeighbours', 'Typicality',
            'LikelihoodRatio']
 
-# %% ../../nbs/40_scores.ipynb #1fc98972
+# %% ../../nbs/40_scores.ipynb #d3811dc0
 import math
 from collections.abc import Callable, Sequence
-from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -48,7 +47,7 @@ def rank_metrics(
     caught = int((tp.double() / p >= tpr).sum())
     return RankMetrics(ap.item(), won.item() / (2 * p * n), fp[caught - 1].item() / n)
 
-# %% ../../nbs/40_scores.ipynb #7a269ff9
+# %% ../../nbs/40_scores.ipynb #1ca245eb
 def _ascending(scores: Tensor, chosen: Tensor) -> Tensor:
     if scores.device.type == "cpu":
         part = scores.numpy()[chosen.numpy()]
@@ -56,9 +55,13 @@ def _ascending(scores: Tensor, chosen: Tensor) -> Tensor:
         part = torch.from_numpy(part)
     else:
         part = scores[chosen].sort().values
-    if part[-1] != part[-1]:
-        raise ValueError("scores: expected numbers; got NaN, which has no rank; find out where it comes from")
+    _refuse_nan(part[-1] != part[-1])
     return part
+
+
+def _refuse_nan(found: Tensor) -> None:
+    if found:
+        raise ValueError("scores: expected numbers; got NaN, which has no rank; find out where it comes from")
 
 # %% ../../nbs/40_scores.ipynb #666729f9
 def _classes(scores: Tensor, labels: Tensor, ignore: int | Tensor | None) -> tuple[Tensor, Tensor]:
@@ -129,7 +132,7 @@ def against(
     labels = torch.arange(len(inliers) + len(anomalies), device=inliers.device) >= len(inliers)
     return torch.cat([inliers, anomalies]), labels
 
-# %% ../../nbs/40_scores.ipynb #c2df8328
+# %% ../../nbs/40_scores.ipynb #7d73e15b
 class StreamingMetrics:
     "AP, AUROC and FPR of a stream in constant memory, exact up to the order inside bins, which `bounds` brackets."
 
@@ -145,16 +148,15 @@ class StreamingMetrics:
 
     def update(self, scores: Tensor, labels: Tensor, ignore: int | Tensor | None = None) -> "StreamingMetrics":
         "Count a batch; arguments of `rank_metrics`, one class may be missing."
-        mask = ignore.flatten().split(_PIECE) if isinstance(ignore, Tensor) else repeat(ignore)
-        for s, y, i in zip(scores.detach().flatten().split(_PIECE), labels.flatten().split(_PIECE), mask):
-            self._count(s, *_classes(s, y, i))
-        return self
-
-    def _count(self, scores, positive, negative):
+        scores, (positive, negative) = scores.detach(), _classes(scores, labels, ignore)
         chosen = positive | negative
-        place = 2 * _bins(scores[chosen], self.bits) + positive[chosen]
-        ones = torch.ones((), dtype=torch.int64, device=place.device).expand(len(place))
-        self.counts.view(-1).index_add_(0, place, ones)
+        _refuse_nan((scores.isnan() & chosen).any())
+        pieces = (part.flatten().split(_PIECE) for part in (scores, chosen, positive))
+        for score, counts, anomaly in zip(*pieces):
+            place = 2 * _bins(score[counts], self.bits) + anomaly[counts]
+            ones = torch.ones((), dtype=torch.int64, device=place.device).expand(len(place))
+            self.counts.view(-1).index_add_(0, place, ones)
+        return self
 
     def merge(self, other: "StreamingMetrics") -> "StreamingMetrics":
         "Add what another process counted; `ValueError` for other bins."
@@ -174,11 +176,9 @@ class StreamingMetrics:
 
 _PIECE = 1 << 19  # scores that are counted at a time: they stay in the cache
 
-# %% ../../nbs/40_scores.ipynb #5e272b25
+# %% ../../nbs/40_scores.ipynb #d8537b0f
 def _bins(scores: Tensor, bits: int) -> Tensor:
     "The first bits of each float32 as an int32 in 0 .. 2^bits - 1, in the order of the numbers."
-    if scores.isnan().any():
-        raise ValueError("scores: expected numbers; got NaN, which has no rank; find out where it comes from")
     key = (scores.float() + 0.0).view(torch.int32)  # + 0.0: minus zero becomes zero
     key = key ^ ((key >> 31) & 0x7FFFFFFF)
     return (key >> (32 - bits)) + 2 ** (bits - 1)
