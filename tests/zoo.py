@@ -18,7 +18,18 @@ from densegen.flows.bijections import (
     SinhArcsinh,
     StandardNormal,
 )
-from densegen.flows.coupling import AffineCoupling, Couplings, RealNVP
+from densegen.flows.coupling import (
+    CheckerboardCoupling,
+    Coupling,
+    Couplings,
+    ImageCoupling,
+    MaskedAutoregressive,
+    RealNVP,
+    Shift,
+    Spline,
+)
+from densegen.flows.dequantization import ConditionalPrior, ImageFlow, OnFirstHalf, multiscale
+from densegen.flows.glow import ActNorm, Glow, GlowStep, GlowSteps, InvertibleConv
 
 
 @dataclass
@@ -41,10 +52,32 @@ BIJECTIONS = {
     "sinh-arcsinh": Case(lambda: SinhArcsinh(3), (3,)),
     "inverse": Case(lambda: Inverse(SinhArcsinh(2)), (2,)),
     "compose": Case(lambda: Compose(SinhArcsinh(3), Permutation(torch.tensor([1, 2, 0])), Affine(3)), (3,)),
-    "coupling": Case(lambda: AffineCoupling(2, width=8), (2,)),
-    "coupling, flipped, odd": Case(lambda: AffineCoupling(5, width=8, flip=True), (5,)),
-    "coupling with context": Case(lambda: AffineCoupling(4, width=8, context=3), (4,), 3),
+    "coupling": Case(lambda: Coupling(2, width=8), (2,)),
+    "coupling, flipped, odd": Case(lambda: Coupling(5, width=8, flip=True), (5,)),
+    "coupling with context": Case(lambda: Coupling(4, width=8, context=3), (4,), 3),
     "couplings": Case(lambda: Couplings(3, layers=4, width=8), (3,)),
+    "additive coupling": Case(lambda: Coupling(3, width=8, bend=Shift()), (3,)),
+    "spline coupling": Case(lambda: Coupling(3, width=8, bend=Spline(bins=4)), (3,)),
+    "autoregressive": Case(lambda: MaskedAutoregressive(4, width=8), (4,)),
+    "autoregressive spline": Case(lambda: MaskedAutoregressive(3, width=8, bend=Spline(bins=3)), (3,)),
+    "image coupling": Case(lambda: ImageCoupling(3, width=8), (3, 2, 4)),
+    "image coupling, context": Case(lambda: ImageCoupling(2, width=8, context=2, bend=Spline(bins=3)), (2, 3, 3), 2),
+    "checkerboard": Case(lambda: CheckerboardCoupling(2, width=8, flip=True), (2, 3, 4)),
+    "additive coupling": Case(lambda: Coupling(3, width=8, bend=Shift()), (3,)),
+    "spline coupling": Case(lambda: Coupling(3, width=8, bend=Spline(bins=4)), (3,)),
+    "autoregressive": Case(lambda: MaskedAutoregressive(4, width=8), (4,)),
+    "autoregressive spline": Case(lambda: MaskedAutoregressive(3, width=8, bend=Spline(bins=3)), (3,)),
+    "image coupling": Case(lambda: ImageCoupling(3, width=8), (3, 2, 4)),
+    "image coupling, context": Case(lambda: ImageCoupling(2, width=8, context=2, bend=Spline(bins=3)), (2, 3, 3), 2),
+    "checkerboard": Case(lambda: CheckerboardCoupling(2, width=8, flip=True), (2, 3, 4)),
+    "conditional prior": Case(lambda: ConditionalPrior(3), (3, 2, 2)),
+    "first half": Case(lambda: OnFirstHalf(ImageCoupling(2, width=8)), (4, 2, 3)),
+    "pyramid": Case(lambda: multiscale(1, 2, lambda c: ImageCoupling(c, width=8)), (1, 4, 8)),
+    "actnorm": Case(lambda: ActNorm(2), (2, 3, 2)),
+    "1x1 convolution": Case(lambda: InvertibleConv(3), (3, 2, 2)),
+    "glow step": Case(lambda: GlowStep(4, width=8), (4, 2, 2)),
+    "whole glow": Case(lambda: Glow((1, 4, 4), levels=2, steps=2, width=8).bijection, (1, 4, 4)),
+    "glow steps": Case(lambda: GlowSteps(4, steps=3, width=8), (4, 2, 2)),
     "couplings with context": Case(lambda: Couplings(2, layers=3, width=8, context=2), (2,), 2),
 }
 
@@ -55,6 +88,11 @@ DENSITIES = {
     "realnvp, odd": Case(lambda: RealNVP(5, layers=3, width=16), (5,)),
     "realnvp with dropout": Case(lambda: RealNVP(4, layers=4, width=16, dropout=0.5), (4,)),
     "energy by quadrature": Case(lambda: QuadratureEBM(2, width=8, limit=8.0, points=160), (2,)),
+    "spline flow": Case(lambda: RealNVP(2, layers=4, width=16, bend=Spline(bins=4)), (2,)),
+    "autoregressive flow": Case(lambda: Flow(MaskedAutoregressive(2, width=8), StandardNormal(2)), (2,)),
+    "flow of images": Case(lambda: ImageFlow(CheckerboardCoupling(1, width=8), StandardNormal((1, 4, 4))), (1, 4, 4)),
+    "glow": Case(lambda: Glow((1, 2, 2), levels=1, steps=2, width=8), (1, 2, 2)),
+    "glow with classes": Case(lambda: Glow((1, 4, 4), levels=1, steps=2, width=8, classes=3), (1, 4, 4)),
     "realnvp with context": Case(lambda: RealNVP(2, layers=4, width=16, context=3), (2,), 3),
 }
 
