@@ -1528,13 +1528,17 @@ def _pattern(rng, name: str) -> Sprite:
     }[name][..., None]
     return _blob(rng, mask * rng.uniform(0.1, 1, 3) + (1 - mask) * rng.uniform(0, 0.9, 3))
 
-# %% ../../nbs/50_streets.ipynb #668cc216
-def _snippet(rng, split: str) -> Sprite:
-    "A patch of a photograph; other photographs to train and to test."
+# %% ../../nbs/50_streets.ipynb #0aae5d56
+@lru_cache(None)
+def _snippets(split: str) -> np.ndarray:
+    "Patches of photographs [32, 64, 64, 3] in 0..1; other photographs to train and to test."
     from densegen.workbench.data import patches
 
-    picture = patches(1, 64, split=split, seed=int(rng.integers(2**31))).images[0]
-    return _blob(rng, picture.permute(1, 2, 0).numpy() / 255)
+    return patches(32, 64, split=split).images.permute(0, 2, 3, 1).numpy() / 255
+
+
+def _snippet(rng, split: str) -> Sprite:
+    return _blob(rng, _snippets(split)[rng.integers(32)])
 
 # %% ../../nbs/50_streets.ipynb #1fa45127
 _BROWN, _BLACK, _PALE = (0.48, 0.32, 0.19), (0.15, 0.14, 0.14), (0.75, 0.65, 0.5)
@@ -1721,7 +1725,7 @@ def paste(
         _paste_one(rng, images[k].numpy(), labels[k].numpy(), anomaly[k].numpy(), sprite, size)
     return DenseSet(images, labels, anomaly, data.names, f"{data.source}, pasted", data.depth)
 
-# %% ../../nbs/50_streets.ipynb #a6048001
+# %% ../../nbs/50_streets.ipynb #a64e1b43
 def _paste_one(rng, image, labels, anomaly, sprite: Sprite, size: float) -> None:
     "Cut in one sprite, `size` pixels high, at a random place; the arrays are changed."
     h, w = image.shape[1:]
@@ -1733,12 +1737,13 @@ def _paste_one(rng, image, labels, anomaly, sprite: Sprite, size: float) -> None
     top, left = rng.randint(h // 4, max(h // 4, h - tall - 2)), rng.randint(-wide // 4, max(0, w - wide * 3 // 4))
     r0, r1, c0, c1 = max(0, top), min(h, top + tall + 2), max(0, left), min(w, left + wide + 2)
     part = part[:, r0 - top : r1 - top, c0 - left : c1 - left]
+    part *= part[-1] > 0.05
     target, cover = image[:, r0:r1, c0:c1], part[-1]
     light = np.clip(target.mean() / 255 / 0.4, 0.3, 1.3) * rng.uniform(0.8, 1.2)
     colour = _mix(np.full(3, light, np.float32), (), len(part) - 1) @ part[:-1].reshape(len(part) - 1, -1)
     target[:] = (target * (1 - cover) + 255 * colour.reshape(3, *cover.shape)).clip(0, 255)
     for plane in (labels, anomaly):
-        plane[r0:r1, c0:c1][cover > 0.05] = VOID
+        plane[r0:r1, c0:c1][cover > 0] = VOID
     anomaly[r0:r1, c0:c1][cover > 0.45] = 1
 
 # %% ../../nbs/50_streets.ipynb #1ae5be3d
