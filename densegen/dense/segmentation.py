@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Dense', 'SegmentationModel', 'Ladder', 'class_weights', 'overlap_loss', 'recolour', 'augment', 'batches',
-           'TorchvisionModel', 'from_torchvision', 'tokens_to_map', 'HuggingFaceModel', 'from_hugging_face',
-           'FrozenBackbone', 'from_timm']
+           'train_ladder', 'TorchvisionModel', 'from_torchvision', 'tokens_to_map', 'HuggingFaceModel',
+           'from_hugging_face', 'FrozenBackbone', 'from_timm']
 
 # %% ../../nbs/51_segmentation.ipynb #b89a2778
 import math
@@ -239,6 +239,27 @@ def batches(
 
     return draw
 
+# %% ../../nbs/51_segmentation.ipynb #3bdb30c2
+def train_ladder(
+    images: Tensor,  # uint8 [N, 3, H, W]
+    labels: Tensor,  # uint8 [N, H, W], classes; other values are void
+    classes: int,  # how many
+    steps: int = 600,  # updates
+    size: tuple[int, int] = (96, 160),  # of the crops
+    zoom: tuple[float, float] = (0.8, 1.4),  # range of the magnification
+    gamma: float = 0.5,  # of the class weights
+    **options,  # of `Ladder`
+) -> Ladder:  # in evaluation mode
+    "A ladder trained on one set as in this lecture: balanced, augmented, batches of 8, one cycle of AdamW."
+    from densegen.workbench.training import cosine, fit
+
+    model = Ladder(classes, weights=class_weights(labels, classes, gamma), **options)
+    model.to(memory_format=torch.channels_last)
+    adamw = lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.03)
+    draw = batches((images, labels, 1.0), size=size, zoom=zoom)
+    fit(model, draw, steps=steps, batch_size=8, lr=4e-3, optimizer=adamw, schedule=cosine(warmup=0.1), label="ladder")
+    return model
+
 # %% ../../nbs/51_segmentation.ipynb #05e6592c
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -272,7 +293,7 @@ def from_torchvision(
 
     return TorchvisionModel(get_model(name, weights=weights, weights_backbone=None))
 
-# %% ../../nbs/51_segmentation.ipynb #2f38fd1c
+# %% ../../nbs/51_segmentation.ipynb #b2ca1e72
 def tokens_to_map(
     tokens: Tensor,  # [B, N, C], in rows; extra ones (class, register) first
     size: tuple[int, int],  # height and width of the image, for the proportion
@@ -286,7 +307,8 @@ def tokens_to_map(
         if n % h == 0:
             grids.append((abs(math.log(h * h / n) - want), skip, h))
     if not grids or min(grids)[0] > 0.25:
-        raise ValueError(f"tokens: expected a grid in the proportion {size[0]} x {size[1]}; got {tokens.shape[1]} tokens")
+        got = f"{tokens.shape[1]} tokens"
+        raise ValueError(f"tokens: expected a grid in the proportion {size[0]} x {size[1]}; got {got}")
     _, skip, h = min(grids)
     return tokens[:, skip:].transpose(1, 2).unflatten(2, (h, -1))
 
