@@ -1824,11 +1824,13 @@ def road_anomaly(
         images, anomaly = torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])
     return DenseSet(images.permute(0, 3, 1, 2).contiguous(), torch.full_like(anomaly, VOID), anomaly, (), name)
 
-# %% ../../nbs/50_streets.ipynb #5652fabd
+# %% ../../nbs/50_streets.ipynb #76b7881b
 def _photographs() -> tuple[Tensor, Tensor]:
     "The photographs in the package and their masks; their authors stand in CREDITS.md beside them."
+    import densegen
+
     images, masks = [], []
-    for path in sorted((Path(__file__).parents[1] / "assets").glob("road_*.jpg")):
+    for path in sorted((Path(densegen.__file__).parent / "assets").glob("road_*.jpg")):
         images.append(read_image(path))
         masks.append(read_mask(path.with_name(f"{path.stem}_mask.png"), images[-1].shape[:2], _BINARY))
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(np.stack(masks))
