@@ -951,14 +951,14 @@ def _draw_skyline(canvas: _Canvas, green: float) -> None:
     np.copyto(canvas.labels[r0:h], np.where(built, BUILDING, TREE).astype(np.uint8), where=hit)
     np.copyto(canvas.depth[r0:h], np.float32(_FAR), where=hit)
 
-# %% ../../nbs/50_streets.ipynb #222412a5
+# %% ../../nbs/50_streets.ipynb #95310702
 def _draw_ground(canvas: _Canvas, style: int) -> None:
     pixels, labels, (ns, nq) = _ground(style)
     camera, z, h = canvas.camera, canvas.far, canvas.first
     q, s = camera.street(z[:, None] * canvas.ray, z[:, None])
     canvas.across, canvas.along = q, s
     level = np.searchsorted((0.12, 0.5, 2, 8), z * z / (camera.focal * camera.eye))
-    shift = 0.8 * canvas.rng.random(q.shape, np.float32) - np.float32(0.4)
+    shift = 0.5 * canvas.rng.random(q.shape, np.float32) - np.float32(0.25)
     column = np.clip(((q + _HALF) * (1 / _ACROSS) + shift).astype(np.intp), 0, nq - 1)
     row = (s * (1 / _ALONG) + shift + 1000 * ns).astype(np.intp) % ns
     index = row * nq + column
@@ -1412,7 +1412,7 @@ _DETAILS = {
     "handle": [((0.05, 0.08, 0.1, 0.92), 0.6), ((0.9, 0.08, 0.95, 0.92), 0.6), ((0.3, 1.0, 0.7, 1.2), 0.4)],
 }
 
-# %% ../../nbs/50_streets.ipynb #c05c7f1a
+# %% ../../nbs/50_streets.ipynb #b7729fcd
 def _box(rng, wide: float, high: float, deep: float, colours: tuple, detail: str) -> Sprite:
     "A box seen over one edge, with slats, doors, tape, stripes or a handle."
     pen, tilt = _Pen(-wide, wide, -0.1, 1.4 * high + 0.1, 80 / max(wide, high)), 0.12 * deep
@@ -1425,6 +1425,8 @@ def _box(rng, wide: float, high: float, deep: float, colours: tuple, detail: str
         pen.polygon(face, tuple(c * light))
     for face, light in ((left, 1.0), (right, 0.72)):
         for (u0, v0, u1, v1), shade in _DETAILS[detail]:
+            if v1 > 1 and face is right:
+                continue
             mix = lambda u, v: [(1 - v) * ((1 - u) * a + u * b) + v * ((1 - u) * d + u * e)
                                 for a, b, d, e in zip(face[0], face[1], face[3], face[2])]
             pen.polygon([mix(u0, v0), mix(u1, v0), mix(u1, v1), mix(u0, v1)], tuple(c * (light * shade)))
