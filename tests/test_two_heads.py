@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from densegen.anomaly.scores import auroc
+from densegen.dense.dense_hybrid import DenseHybrid
 from densegen.dense.segmentation import Ladder
 from densegen.dense.streets import NEGATIVES, VOID, streets
 from densegen.dense.two_heads import OUTLIER, TwoHeads, fine_tune, mixed_batches
@@ -53,13 +54,13 @@ def test_the_classifier_sees_positive_pixels_only(scenes):
     labels[:, 20:40, 20:40] = OUTLIER
     labels[:, :5] = VOID
     terms = model.loss((scenes.images, labels))
-    logits, outlier, _ = model.heads(scenes.images)
+    logits, odds = model.heads(scenes.images)
     kept = labels < 11
     expected = F.cross_entropy(logits.movedim(1, -1)[kept], labels[kept].long(), model.model.weights)
     assert terms["classes"].item() == pytest.approx(expected.item(), rel=1e-4)
     judged = labels != VOID
     domain = (labels == OUTLIER).long()
-    two_way = F.cross_entropy(outlier.movedim(1, -1)[judged], domain[judged])
+    two_way = F.cross_entropy(torch.stack([0 * odds, odds], -1)[judged], domain[judged])
     assert terms["outlier"].item() == pytest.approx(0.5 * two_way.item(), rel=1e-4)
 
 
@@ -78,7 +79,9 @@ def test_score_is_the_log_posterior(scenes):
     model = TwoHeads(small(), 6).eval()
     score = model.anomaly_score(scenes.images)
     assert score.shape == (6, 64, 96) and score.dtype == torch.float32 and (score <= 0).all() and not score.requires_grad
-    assert torch.allclose(score.exp(), model.heads(scenes.images)[1].softmax(1)[:, 1], atol=1e-6)
+    dense = model.model(scenes.images)
+    two = F.interpolate(model.outlier(dense.features[-1]), dense.logits.shape[2:], mode="bilinear", align_corners=False)
+    assert torch.allclose(score, two.log_softmax(1)[:, 1], atol=1e-5)
     sure = copy.deepcopy(model)
     with torch.no_grad():
         sure.outlier[2].bias += torch.tensor([200.0, 0.0])
@@ -99,7 +102,38 @@ def test_fine_tuning_finds_pasted_things():
 
 def test_importing_loads_no_other_library():
     banned = "matplotlib sklearn skimage scipy PIL IPython h5py lightning_fabric pooch papermill".split()
-    modules = ", ".join(f"densegen.dense.{m}" for m in ("metrics", "segmentation", "embedding_density", "two_heads", "streets"))
+    modules = ", ".join(f"densegen.dense.{m}" for m in ("metrics", "segmentation", "embedding_density", "two_heads", "dense_hybrid", "streets"))
     script = f"import sys, {modules}; print([m for m in {banned} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert out.stdout.strip() == "[]"
+
+
+def test_hybrid_score_and_its_parts(scenes):
+    model = DenseHybrid(small(), 6).eval()
+    posterior, density = model.parts(scenes.images)
+    logits, _ = model.heads(scenes.images)
+    assert torch.allclose(density, logits.exp().sum(1).log(), atol=1e-4)
+    assert torch.allclose(model.anomaly_score(scenes.images), posterior - density)
+    assert torch.allclose(posterior, TwoHeads.anomaly_score(model, scenes.images))
+    with torch.no_grad():
+        model.model.head.bias += 1000.0
+        model.outlier[2].bias += torch.tensor([300.0, 0.0])
+    score = model.anomaly_score(scenes.images)
+    assert score.isfinite().all() and score.dtype == torch.float32 and len(score.unique()) > 100
+
+
+def test_hybrid_loss_lowers_the_density_of_negatives_only(scenes):
+    model, beta = DenseHybrid(small(), 6, beta=0.05).eval(), 0.05
+    labels = scenes.labels.clone()
+    labels[:, 20:40, 20:40] = OUTLIER
+    terms = model.loss((scenes.images, labels))
+    logits, odds = model.heads(scenes.images)
+    expected = logits.logsumexp(1)[labels == OUTLIER].mean()
+    assert terms["density"].item() == pytest.approx(beta * expected.item(), rel=1e-4)
+    plain = TwoHeads(model.model, 6, 10 * beta).eval()
+    plain.outlier = model.outlier
+    assert terms["outlier"].item() == pytest.approx(plain.loss((scenes.images, labels))["outlier"].item(), rel=1e-5)
+    slope = torch.autograd.grad(terms["density"], logits_of := model.model.head.bias, allow_unused=True)[0]
+    assert slope.sum() > 0 and logits_of.shape == (11,)  # a step downhill lowers all logits
+    without = model.loss((scenes.images, scenes.labels))
+    assert without["density"] == 0 and all(torch.isfinite(v) for v in without.values())

@@ -42,7 +42,7 @@ def mixed_batches(
 
     return draw
 
-# %% ../../nbs/55_two_heads.ipynb #c88dec19
+# %% ../../nbs/55_two_heads.ipynb #0368d862
 class TwoHeads(SegmentationModel):
     "A segmentation model with an outlier head over its last features (Bevandić et al., GCPR 2019)."
 
@@ -56,28 +56,36 @@ class TwoHeads(SegmentationModel):
         self.model, self.beta = model, beta
         self.outlier = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, 2, 1))
 
-    def heads(self, images: Tensor) -> tuple[Tensor, Tensor, Dense]:
-        "Logits of the classes [B, K, H, W], of inlier and outlier [B, 2, H, W], and all that the model said."
+    def heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        "Logits of the classes [B, K, H, W] and log-odds of an outlier [B, H, W]."
         dense = self.model(images)
-        outlier = self.outlier(dense.features[-1])
-        return dense.logits, F.interpolate(outlier, images.shape[2:], mode="bilinear", align_corners=False), dense
+        return dense.logits, self.log_odds(dense)
+
+    def log_odds(self, dense: Dense) -> Tensor:
+        "log P(d_out | x) - log P(d_in | x), [B, H, W]: the difference of the head's two outputs."
+        two = self.outlier(dense.features[-1]).float()
+        odds = F.interpolate(two[:, 1:] - two[:, :1], dense.logits.shape[2:], mode="bilinear", align_corners=False)
+        return odds[:, 0]
 
     def forward(self, images):
         return self.model(images)
 
     def loss(self, batch):
         images, labels = batch
-        logits, outlier, _ = self.heads(images)
+        return self.terms(*self.heads(images), labels)
+
+    def terms(self, logits: Tensor, odds: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        "The two terms of the loss, from both heads and the labels of a mixed batch."
         classes = torch.where(labels == OUTLIER, VOID, labels.long())
-        domain = torch.where(labels == VOID, VOID, (labels == OUTLIER).long())
-        weights = getattr(self.model, "weights", None)
+        weights, judged = getattr(self.model, "weights", None), labels != VOID
+        domain = F.binary_cross_entropy_with_logits(odds, (labels == OUTLIER).float(), judged.float(), reduction="sum")
         terms = {"classes": F.cross_entropy(logits, classes, weights, ignore_index=VOID)}
-        return terms | {"outlier": self.beta * F.cross_entropy(outlier, domain, ignore_index=VOID)}
+        return terms | {"outlier": self.beta * domain / judged.sum().clamp_min(1)}
 
     @torch.no_grad()
     def anomaly_score(self, images: Tensor) -> Tensor:
         "log P(d_out | x), float32 [B, H, W]: higher is more anomalous."
-        return self.heads(images)[1].float().log_softmax(1)[:, 1]
+        return F.logsigmoid(self.heads(images)[1])
 
 # %% ../../nbs/55_two_heads.ipynb #739463e0
 def fine_tune(
