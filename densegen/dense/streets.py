@@ -1063,7 +1063,7 @@ def _mix(light: np.ndarray, tints: tuple, n: int) -> np.ndarray:
         matrix[:, 3 + k] = tint
     return matrix * light[:, None]
 
-# %% ../../nbs/50_streets.ipynb #6d7610a6
+# %% ../../nbs/50_streets.ipynb #d3a482df
 def _draw_sprite(
     canvas: _Canvas, sprite: Sprite, x: float, z: float, tints=(), flip=False, scale=1.0, lift=0.0, light=1.0, anomaly=0
 ):
@@ -1074,7 +1074,7 @@ def _draw_sprite(
     v = camera.horizon + camera.focal * camera.eye / z - (sprite.bottom + lift + sprite.height) * k
     c0, c1 = max(0, int(u)), min(camera.width, math.ceil(u + sprite.width * k))
     r0, r1 = max(0, int(v)), min(camera.height, math.ceil(v + sprite.height * k))
-    if c1 <= c0 or r1 <= r0 or sprite.height * k < 2:
+    if c1 <= c0 or r1 <= r0 or sprite.height * k < 3:
         return
     layers = sprite.level(sprite.height * k)
     n, h, w = layers.shape
@@ -1192,14 +1192,14 @@ def _signpost(rng: random.Random, q: float, s: float) -> list[_Thing]:
     lift = rng.uniform(1.0, 1.6) if variant % 7 in (4, 5) else rng.uniform(2.0, 2.5)
     return [_Thing(q, s + 0.05, _pole(rng.choice((2, 8)))), _Thing(q, s, _sign(variant), lift=lift)]
 
-# %% ../../nbs/50_streets.ipynb #898e5b2d
+# %% ../../nbs/50_streets.ipynb #a9f7c36f
 def _furniture(rng: random.Random, side: int, lay: Layout) -> list[_Thing]:
     "Lamp posts, signs and trees along the kerb."
     things, q = [], side * (lay.road + 0.45)
-    s, step = rng.uniform(4, 20), rng.uniform(18, 28)
-    while s < 55:
+    s, step = rng.uniform(4, 24), rng.uniform(22, 34)
+    while s < 50:
         things.append(_Thing(q, s, _pole(rng.choice((0, 1, 3, 4)))))
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
             things += _signpost(rng, side * (lay.road + rng.uniform(0.4, 0.9)), s)
         s += step
     if rng.random() < 0.6:
@@ -1234,17 +1234,17 @@ def _house(rng: random.Random, side: int, q: float, s: float, gap: float, low: b
     end = _Wall((side * q, s), (side * (q + 9), s), texture, BUILDING, 0)
     return [front, end] if gap else [front]
 
-# %% ../../nbs/50_streets.ipynb #4d104b30
+# %% ../../nbs/50_streets.ipynb #e26f3bd5
 def _side(rng: random.Random, side: int, lay: Layout, walls: list, things: list) -> np.ndarray:
     "One side of the street; returns the heights of its houses by metres along, from -8."
     kind = rng.choices(("town", "suburb", "park"), (60, 22, 18))[0]
     heights, s, gap = np.zeros(140, np.float32), -6.0, 0.0
-    while s < 70:
+    while s < 62:
         if kind == "park":
             end = s + rng.uniform(14, 24)
             if rng.random() < 0.8:
                 walls.append(_low_wall(rng, side, lay.line, s, end, 0.65))
-            things += [_a_tree(rng, side * (lay.line + rng.uniform(1.5, 8)), rng.uniform(s, end)) for _ in range(3)]
+            things += [_a_tree(rng, side * (lay.line + rng.uniform(1.5, 8)), rng.uniform(s, end)) for _ in range(2)]
             s = end
             continue
         setback = rng.uniform(4, 7) if kind == "suburb" else rng.choice((0, 0, 0, 0.6))
@@ -1264,12 +1264,12 @@ def _side(rng: random.Random, side: int, lay: Layout, walls: list, things: list)
     things += _furniture(rng, side, lay)
     return heights
 
-# %% ../../nbs/50_streets.ipynb #b4776ab1
+# %% ../../nbs/50_streets.ipynb #eef0aa36
 def _traffic(rng: random.Random, lay: Layout, own: float, things: list) -> None:
     "Cars in both directions and at the kerb, cyclists, people who cross."
     for q, heading, flow in ((own, 0.0, 0.7), (-own, math.pi, 0.75)):
         s = rng.uniform(6, 25)
-        while s < 60 and rng.random() < flow:
+        while s < 55 and rng.random() < flow:
             things.append(_a_car(rng, q + 0.2 * rng.gauss(0, 1), s, heading))
             s += rng.uniform(8, 30)
     for side in (-1, 1):
@@ -1286,15 +1286,15 @@ def _traffic(rng: random.Random, lay: Layout, own: float, things: list) -> None:
     if rng.random() < 0.25:
         things.append(_a_person(rng, rng.uniform(-lay.road, lay.road), rng.uniform(8, 25)))
 
-# %% ../../nbs/50_streets.ipynb #ed81c4cc
+# %% ../../nbs/50_streets.ipynb #a77c616b
 def _cast(canvas: _Canvas, thing: _Thing, x: float, z: float, sun: int, reach: float) -> None:
     "The shadows of one thing."
     weather, r = canvas.weather, thing.radius
     if thing.lift or z > 45:
         return
-    if r * canvas.camera.focal > 2 * z:
+    if r * canvas.camera.focal > 3 * z:
         _draw_shadow(canvas, x, z, r, thing.deep, 0.0, 0.5 if weather.sun < 0.3 else 0.6)
-    if weather.sun > 0.3 and z < 30 and thing.tall > 0.5:
+    if weather.sun > 0.3 and z < 25 and thing.tall > 0.5:
         length = reach * thing.tall / 2
         long, broad = length + 0.7 * r, max(0.15, 0.5 * r)
         _draw_shadow(canvas, x - sun * length, z + 0.3 * length, long, broad, math.atan2(0.3, -sun), 0.75 * weather.sun)
@@ -1343,13 +1343,13 @@ class Frame:
     depth: np.ndarray  # float32 [H, W], metres; inf in the sky
     weather: str
 
-# %% ../../nbs/50_streets.ipynb #8ed053f0
+# %% ../../nbs/50_streets.ipynb #58b6390f
 def _compose(canvas: _Canvas, walls: list[_Wall], things: list[_Thing], sun: int, reach: float) -> None:
     "Shadows, walls and things, from far to near."
     camera, placed = canvas.camera, []
     for thing in things:
         x, z = camera.place(thing.q, thing.s)
-        if 1.5 < z < 100 and abs(x) < 1.1 * z * math.tan(camera.fov / 2) + 4:
+        if 1.5 < z < 70 and abs(x) < 1.1 * z * math.tan(camera.fov / 2) + 4:
             placed.append((z, x, thing))
     placed.sort(key=lambda p: -p[0])
     for z, x, thing in placed:
