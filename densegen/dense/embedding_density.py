@@ -139,14 +139,14 @@ def _pixels(maps: Tensor) -> Tensor:
     "Feature vectors of all pixels, [B, C, h, w] -> [B h w, C]."
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
-# %% ../../nbs/53_embedding_density.ipynb #d99308db
+# %% ../../nbs/53_embedding_density.ipynb #8f46862e
 class EmbeddingDensity(nn.Module):
     "Flows over frozen features of several layers; the score is the least normalized log-density (Blum et al., 2021)."
 
     def __init__(
         self,
         model: SegmentationModel,  # stays as it is
-        layers: tuple[int, ...] = (1, 2, 3),  # which of its features
+        layers: tuple[int, ...] = (1, 2, -1),  # which of its features
         dim: int = 16,  # main axes kept of each
     ):
         super().__init__()
