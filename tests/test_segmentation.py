@@ -1,0 +1,275 @@
+"The ladder network, its losses and augmentation, and the contract of features and logits with other people's models."
+import copy
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from densegen.dense.segmentation import (
+    Dense, FrozenBackbone, HuggingFaceModel, Ladder, SegmentationModel, TorchvisionModel, augment, batches,
+    class_weights, from_timm, overlap_loss, tokens_to_map,
+)
+from densegen.dense.streets import streets
+
+
+def small(classes=5, **options):
+    return Ladder(classes, (4, 8, 8, 12, 12), (8, 8, 6), **options)
+
+
+class FakeTorchvision(nn.Module):
+    def __init__(self, low=False):
+        super().__init__()
+        self.body, self.low = nn.Conv2d(3, 6, 3, 8, 1), low
+        self.classifier = self._both if low else nn.Conv2d(6, 4, 1)
+        if low:
+            self.last = nn.Conv2d(6, 4, 1)
+
+    def backbone(self, x):
+        maps = [("aux", self.body(x)), ("out", self.body(x) * 2)]
+        return OrderedDict([("low", maps[0][1]), ("high", maps[1][1])] if self.low else maps)
+
+    def _both(self, maps):
+        return self.last(maps["low"] + maps["high"])
+
+
+class FakeHuggingFace(nn.Module):
+    "Logits at a quarter of the resolution; one map and one list of tokens."
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, pixel_values, output_hidden_states):
+        x = self.body(pixel_values)
+        tokens = F.avg_pool2d(x, 2).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+        return SimpleNamespace(logits=x, hidden_states=(x, tokens) if output_hidden_states else None)
+
+
+class FakeTimm(nn.Module):
+    def __init__(self, patch=7):
+        super().__init__()
+        self.body, self.norm = nn.Conv2d(3, 6, patch, patch), nn.BatchNorm2d(6)
+        self.asked = []
+
+    def forward_intermediates(self, x, indices=None, norm=False, intermediates_only=False):
+        self.asked.append((tuple(x.shape[2:]), norm, intermediates_only))
+        maps = self.norm(self.body(x))
+        return [maps] * (indices if isinstance(indices, int) else len(indices))
+
+
+MODELS = {
+    "ladder": lambda: small(4),
+    "torchvision": lambda: TorchvisionModel(FakeTorchvision()),
+    "torchvision, low and high": lambda: TorchvisionModel(FakeTorchvision(low=True)),
+    "hugging face": lambda: HuggingFaceModel(FakeHuggingFace()),
+    "timm": lambda: FrozenBackbone(FakeTimm(), 4, patch=7),
+}
+models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+
+
+@models
+@pytest.mark.parametrize("size", [(64, 96), (45, 60), (90, 121)])
+def test_features_and_logits(make, size):
+    if "tokens" in str(make) or (make is MODELS["hugging face"] and size != (64, 96)):
+        pytest.skip("the stand-in's tokens need whole patches")
+    model = make().eval()
+    output = model(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
+    assert isinstance(output, Dense) and output.logits.shape == (2, 4, *size)
+    assert len(output.features) >= 2 and all(f.ndim == 4 and len(f) == 2 for f in output.features)
+    assert output.logits.dtype == torch.float32 and output.logits.isfinite().all()
+
+
+@models
+def test_bytes_and_numbers_are_the_same_images(make):
+    model, images = make().eval(), torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    assert torch.allclose(model(images).logits, model(images.float()).logits)
+    assert torch.equal(model.predict(images), model(images).logits.argmax(1).to(torch.uint8))
+
+
+@models
+def test_images_do_not_influence_each_other(make):
+    model, images = make().eval(), torch.randint(0, 256, (3, 3, 64, 96)).float()
+    before = model(images).logits
+    images[0] = 0
+    assert torch.allclose(before[1:], model(images).logits[1:], atol=1e-4)
+
+
+@models
+def test_loss_skips_void_and_learns(make):
+    model = make().train()
+    images, labels = torch.randint(0, 256, (2, 3, 64, 96)).float(), torch.randint(0, 4, (2, 64, 96), dtype=torch.uint8)
+    total = lambda y: sum(v.values()) if isinstance(v := model.loss((images, y)), dict) else v
+    total(labels).backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert trained and all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+    void = labels.clone()
+    void[:, 32:] = 255
+    model.eval()
+    other = void.clone()
+    other[:, :32] = (other[:, :32] + 1) % 4
+    assert total(void) != total(other)
+    flipped = labels.clone()
+    flipped[:, 32:] = (flipped[:, 32:] + 1) % 4
+    flipped[:, 32:] = 255
+    assert torch.equal(torch.as_tensor(total(void)), torch.as_tensor(total(flipped)))
+
+
+def test_normalization_belongs_to_the_model():
+    model = small(4)
+    images = torch.rand(2, 3, 8, 8) * 255
+    expected = (images / 255 - torch.tensor(model.mean)[:, None, None]) / torch.tensor(model.std)[:, None, None]
+    assert torch.allclose(model.normalized(images), expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"images: expected \[B, 3, H, W\]; got \[3, 8, 8\]"):
+        model(torch.zeros(3, 8, 8))
+
+
+def test_save_load_copy_and_export():
+    model, other, images = small().eval(), small().eval(), torch.randint(0, 256, (1, 3, 64, 96)).float()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model(images).logits, other(images).logits)
+    assert torch.equal(model(images).logits, copy.deepcopy(model)(images).logits)
+    exported = torch.export.export(model, (images,)).module()
+    assert torch.allclose(exported(images)[0], model(images).logits, atol=1e-4)
+
+
+def test_it_learns_a_simple_scene():
+    "Sky above, road below: a few steps must do."
+    torch.manual_seed(0)
+    data = streets("train", 12, 64, 96)
+    labels = torch.where(data.labels == 3, 1, torch.where(data.labels == 0, 0, 255)).to(torch.uint8)
+    model = small(2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(25):
+        loss = sum(model.loss((data.images, labels)).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    kept = labels != 255
+    assert (model.eval().predict(data.images)[kept] == labels[kept]).float().mean() > 0.95
+
+
+# losses and augmentation
+
+def test_class_weights_by_hand():
+    labels = torch.tensor([0] * 6 + [1] * 2 + [255] * 4)
+    assert class_weights(labels, 2, 0.0).tolist() == [1, 1]
+    heavy = class_weights(labels, 3, 1.0)
+    assert heavy[0] * 6 == pytest.approx(float(heavy[1] * 2)) and heavy[2] == 0
+    share = torch.tensor([0.75, 0.25])
+    assert (class_weights(labels, 2, 0.5) * share).sum() == pytest.approx(1)
+
+
+def test_overlap_loss_against_its_formula():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 2, (2, 4, 5))
+    labels[0, 0] = 255
+    p, terms = logits.softmax(1), []
+    for k in (0, 1):  # class 2 is absent
+        y, judged = (labels == k).float(), labels != 255
+        terms.append(1 - 2 * (p[:, k] * y)[judged].sum() / (p[:, k][judged].sum() + y[judged].sum()))
+    assert overlap_loss(logits, labels).item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-6)
+    perfect = F.one_hot(labels.clamp_max(1), 3).movedim(-1, 1) * 50.0
+    assert overlap_loss(perfect, labels) < 1e-3
+
+
+def test_augmentation_moves_image_and_labels_together():
+    "The image shows its own label map: after any warp, bright pixels are class 1 and dark ones class 0."
+    g = torch.Generator().manual_seed(0)
+    labels = torch.zeros(16, 60, 80, dtype=torch.uint8)
+    labels[:, 20:45, 30:60] = 1
+    images = (labels * 200 + 20)[:, None].expand(-1, 3, -1, -1)
+    torch.manual_seed(0)
+    x, y = augment(images, labels, (48, 64), (0.6, 2.0), g)
+    assert x.shape == (16, 3, 48, 64) and y.dtype == torch.uint8 and set(y.unique().tolist()) <= {0, 1, 255}
+    for one, truth in zip(x.mean(1), y):
+        inner = -F.max_pool2d(-(truth == 1).float()[None], 5, 1, 2)[0] > 0
+        outer = -F.max_pool2d(-(truth == 0).float()[None], 5, 1, 2)[0] > 0
+        if inner.any() and outer.any():
+            assert one[inner].min() > one[outer].max()
+
+
+def test_batches_mix_sets_by_share():
+    one, two = torch.zeros(4, 3, 32, 48).byte(), torch.full((3, 3, 32, 48), 255).byte()
+    y1, y2 = torch.zeros(4, 32, 48).byte(), torch.ones(3, 32, 48).byte()
+    draw = batches((one, y1, 1.0), (two, y2, 0.25), size=(16, 24), zoom=(1.0, 1.5))
+    x, y = draw(8, torch.Generator().manual_seed(0))
+    assert x.shape == (8, 3, 16, 24) and [(part == 1).any().item() for part in y].count(True) == 2
+    again = draw(8, torch.Generator().manual_seed(0))[1]
+    assert torch.equal(y, again)
+
+
+# adapters
+
+def test_torchvision_equals_the_model_itself():
+    inner = FakeTorchvision().eval()
+    model, images = TorchvisionModel(inner), torch.rand(1, 3, 64, 96) * 255
+    x = (images / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    expected = F.interpolate(inner.classifier(inner.backbone(x)["out"]), size=(64, 96), mode="bilinear", align_corners=False)
+    assert torch.allclose(model(images).logits, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="expected backbone and classifier"):
+        TorchvisionModel(nn.Identity())
+
+
+def test_hugging_face_tokens_become_maps():
+    model, images = HuggingFaceModel(FakeHuggingFace()), torch.rand(2, 3, 64, 96) * 255
+    first, second = model(images).features
+    assert second.shape == (2, 4, 8, 12) and torch.allclose(second, F.avg_pool2d(first, 2), atol=1e-5)
+    silent = HuggingFaceModel(nn.Identity())
+    silent.model.forward = lambda pixel_values, output_hidden_states: SimpleNamespace(class_queries_logits=1)
+    with pytest.raises(ValueError, match="mask classifiers have none"):
+        silent(images)
+
+
+@pytest.mark.parametrize("grid, size, extra", [((4, 6), (64, 96), 0), ((7, 7), (224, 224), 1), ((3, 5), (42, 70), 5)])
+def test_tokens_to_map(grid, size, extra):
+    places = torch.arange(grid[0] * grid[1]).float()
+    tokens = torch.cat([torch.full((extra,), -1.0), places])[None, :, None]
+    assert torch.equal(tokens_to_map(tokens, size)[0, 0], places.reshape(grid))
+
+
+def test_tokens_without_a_grid_are_refused():
+    with pytest.raises(ValueError, match="expected a grid in the proportion 100 x 10"):
+        tokens_to_map(torch.zeros(1, 23, 2), (100, 10), extra=2)
+
+
+def test_frozen_backbone_stays_frozen():
+    backbone = FakeTimm()
+    model = FrozenBackbone(backbone, 4, layers=[1, 2, 3], patch=7).train()
+    before = copy.deepcopy(backbone.state_dict())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    loss = model.loss((torch.rand(2, 3, 40, 60) * 255, torch.randint(0, 4, (2, 40, 60))))
+    loss.backward()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), backbone.state_dict().values()))
+    assert len(model.eval()(torch.zeros(1, 3, 40, 60)).features) == 3
+    assert backbone.asked[-1] == ((42, 63), True, True)  # whole patches of 7
+
+
+def test_real_timm_if_installed():
+    pytest.importorskip("timm")
+    model = from_timm(3, "vit_tiny_patch16_224", pretrained=False).eval()
+    output = model(torch.zeros(1, 3, 60, 90))
+    assert output.logits.shape == (1, 3, 60, 90) and output.features[-1].shape[2:] == (4, 6)
+
+
+def test_real_torchvision_if_installed():
+    pytest.importorskip("torchvision")
+    from densegen.dense.segmentation import from_torchvision
+
+    model = from_torchvision("lraspp_mobilenet_v3_large", weights=None).eval()
+    assert model(torch.zeros(1, 3, 64, 96)).logits.shape == (1, 21, 64, 96)
+
+
+def test_real_segformer_if_installed():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(num_labels=3, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, decoder_hidden_size=8)
+    output = HuggingFaceModel(transformers.SegformerForSemanticSegmentation(config)).eval()(torch.zeros(1, 3, 64, 96))
+    assert output.logits.shape == (1, 3, 64, 96) and len(output.features) == 4
+
+
+def test_contract_is_named():
+    assert issubclass(Ladder, SegmentationModel) and Dense._fields == ("logits", "features")
