@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from densegen.anomaly.scores import (
     StreamingMetrics,
@@ -205,6 +207,31 @@ def test_a_refused_batch_leaves_the_counts_alone():
     assert stream.counts.sum() == 0
     stream.update(scores[:-1], labels[:-1])
     assert stream.counts.sum() == n - 1 and stream.counts[:, 1].sum() == labels[:-1].sum()
+
+
+class Allocations(TorchDispatchMode):
+    "The bytes of every new tensor."
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        old = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+        new = [t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.sizes += [storage.nbytes() for storage in new if storage.data_ptr() not in old]
+        return out
+
+
+@pytest.mark.parametrize("ignore", [2, "mask"])
+def test_the_memory_of_a_stream_does_not_grow_with_the_batch(ignore):
+    n = 5_000_000
+    scores, labels = torch.randn(n), torch.randint(3, (n,), dtype=torch.uint8)
+    stream, void = StreamingMetrics(bits=12), labels == 2
+    with Allocations() as made:
+        stream.update(scores, labels, void if ignore == "mask" else ignore)
+    assert max(made.sizes) < n  # bytes: not even one for each score
 
 
 def test_merged_streams_are_the_stream_of_all():

@@ -10,7 +10,8 @@ __all__ = ['RankMetrics', 'rank_metrics', 'average_precision', 'auroc', 'fpr_at_
 
 # %% ../../nbs/40_scores.ipynb #d3811dc0
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -33,9 +34,10 @@ def rank_metrics(
 ) -> RankMetrics:  # AP, AUROC and FPR, exact, ties as in scikit-learn
     "Three metrics from one sort; `ValueError` for NaN, for a missing class, and for labels other than 0 and 1."
     _check_rate(tpr)
+    _check(scores, labels, ignore)
     scores = _sortable(scores)
-    positive, negative = _classes(scores, labels, ignore)
-    p, n = _both(int(positive.sum()), int(negative.sum()))
+    positive, negative = _classes(labels, ignore)
+    p, n = _both(int(positive.count_nonzero()), int(negative.count_nonzero()))
     value, count = torch.unique_consecutive(_ascending(scores, positive), return_counts=True)
     inliers = _ascending(scores, negative)
     below = torch.searchsorted(inliers, value)
@@ -64,31 +66,27 @@ def _refuse_nan(found: Tensor) -> None:
         raise ValueError("scores: expected numbers; got NaN, which has no rank; find out where it comes from")
 
 # %% ../../nbs/40_scores.ipynb #666729f9
-def _classes(scores: Tensor, labels: Tensor, ignore: int | Tensor | None) -> tuple[Tensor, Tensor]:
+def _classes(labels: Tensor, ignore: int | Tensor | None) -> tuple[Tensor, Tensor]:
     "Which scores are anomalies, and which inliers."
-    if scores.shape != labels.shape:
-        raise ValueError(f"labels: expected the shape of the scores, {list(scores.shape)}; got {list(labels.shape)}")
     positive, negative = (labels, ~labels) if labels.dtype is torch.bool else (labels == 1, labels == 0)
-    void = _void(scores, labels, ignore)
+    void = ignore if ignore is None or isinstance(ignore, Tensor) else labels == ignore
     if void is not None:
         positive, negative = positive & ~void, negative & ~void
-    counted = int((positive | negative).sum()) + (0 if void is None else int(void.sum()))
+    counted = int((positive | negative).count_nonzero()) + (0 if void is None else int(void.count_nonzero()))
     if counted != labels.numel():
         others = labels.numel() - counted
         raise ValueError(f"labels: expected 0 and 1; got {others} others; name the label to skip with ignore=")
     return positive, negative
 
 # %% ../../nbs/40_scores.ipynb #4ac524b7
-def _void(scores: Tensor, labels: Tensor, ignore: int | Tensor | None) -> Tensor | None:
-    "The mask of what does not count."
-    if isinstance(ignore, Tensor):
-        if ignore.dtype is not torch.bool or ignore.shape != scores.shape:
-            got = f"{ignore.dtype} {list(ignore.shape)}"
-            raise ValueError(f"ignore: expected a label, or a bool mask {list(scores.shape)}; got {got}")
-        return ignore
-    if ignore in (0, 1):
+def _check(scores: Tensor, labels: Tensor, ignore: int | Tensor | None) -> None:
+    if scores.shape != labels.shape:
+        raise ValueError(f"labels: expected the shape of the scores, {list(scores.shape)}; got {list(labels.shape)}")
+    if isinstance(ignore, Tensor) and (ignore.dtype is not torch.bool or ignore.shape != scores.shape):
+        got = f"{ignore.dtype} {list(ignore.shape)}"
+        raise ValueError(f"ignore: expected a label, or a bool mask {list(scores.shape)}; got {got}")
+    if not isinstance(ignore, Tensor) and ignore in (0, 1):
         raise ValueError(f"ignore: expected another label than 0 and 1; got {ignore}")
-    return None if ignore is None else labels == ignore
 
 
 def _check_rate(tpr: float) -> None:
@@ -148,12 +146,13 @@ class StreamingMetrics:
 
     def update(self, scores: Tensor, labels: Tensor, ignore: int | Tensor | None = None) -> "StreamingMetrics":
         "Count a batch; arguments of `rank_metrics`, one class may be missing."
-        scores, (positive, negative) = scores.detach(), _classes(scores, labels, ignore)
-        chosen = positive | negative
-        _refuse_nan((scores.isnan() & chosen).any())
-        pieces = (part.flatten().split(_PIECE) for part in (scores, chosen, positive))
-        for score, counts, anomaly in zip(*pieces):
-            place = 2 * _bins(score[counts], self.bits) + anomaly[counts]
+        for score, positive, negative in _pieces(scores, labels, ignore):
+            _refuse_nan((score.isnan() & (positive | negative)).any())
+        for score, positive, negative in _pieces(scores, labels, ignore):
+            chosen = positive | negative
+            if not chosen.all():
+                score, positive = score[chosen], positive[chosen]
+            place = _bins(score, self.bits).mul_(2).add_(positive)
             ones = torch.ones((), dtype=torch.int64, device=place.device).expand(len(place))
             self.counts.view(-1).index_add_(0, place, ones)
         return self
@@ -173,15 +172,23 @@ class StreamingMetrics:
         "The lowest and the highest values that any order inside the bins could give."
         return _binned(self.counts, tpr)[1:]
 
-
+# %% ../../nbs/40_scores.ipynb #fb0b5b8d
 _PIECE = 1 << 19  # scores that are counted at a time: they stay in the cache
+
+
+def _pieces(scores: Tensor, labels: Tensor, ignore: int | Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    "Scores, anomalies, inliers, a piece at a time; the shapes are checked before the first."
+    _check(scores, labels, ignore)
+    void = ignore.flatten().split(_PIECE) if isinstance(ignore, Tensor) else repeat(ignore)
+    for s, y, i in zip(scores.detach().flatten().split(_PIECE), labels.flatten().split(_PIECE), void):
+        yield s, *_classes(y, i)
 
 # %% ../../nbs/40_scores.ipynb #d8537b0f
 def _bins(scores: Tensor, bits: int) -> Tensor:
     "The first bits of each float32 as an int32 in 0 .. 2^bits - 1, in the order of the numbers."
     key = (scores.float() + 0.0).view(torch.int32)  # + 0.0: minus zero becomes zero
-    key = key ^ ((key >> 31) & 0x7FFFFFFF)
-    return (key >> (32 - bits)) + 2 ** (bits - 1)
+    key ^= (key >> 31) & 0x7FFFFFFF
+    return key.bitwise_right_shift_(32 - bits).add_(2 ** (bits - 1))
 
 # %% ../../nbs/40_scores.ipynb #b291d67b
 def _binned(counts: Tensor, tpr: float) -> tuple[RankMetrics, RankMetrics, RankMetrics]:
