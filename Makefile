@@ -1,6 +1,8 @@
 # densegen: what one can do with a clone. `make` alone prints the targets.
 PYTHON ?= python3
 SCALE ?= cpu
+# lectures at the same time; the cores are shared out among them
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -23,15 +25,15 @@ $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@touch $@
 
 course: $(READY) ## run the lectures (SCALE=smoke is a tour of a minute or two)
-	$(BIN)/densegen run --scale $(SCALE)
+	$(BIN)/densegen run --scale $(SCALE) --jobs $(JOBS)
 
 test: $(READY) ## all that CI runs: sources in sync, unit tests, every lecture at scale cpu, the book
 	$(BIN)/python -m pytest
-	$(BIN)/densegen run --scale cpu
+	$(BIN)/densegen run --scale cpu --jobs $(JOBS)
 
 quick: $(READY) ## the same at scale smoke, for everyday work
 	$(BIN)/python -m pytest
-	$(BIN)/densegen run --scale smoke
+	$(BIN)/densegen run --scale smoke --jobs $(JOBS)
 
 lab: $(READY) ## open JupyterLab on the index
 	$(BIN)/densegen lab

@@ -4,6 +4,7 @@ import sys
 
 import nbformat
 import pytest
+import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,16 @@ def test_one_failure_does_not_stop_the_others_and_ends_with_1(shell, root):  # n
     result = shell("run", "--scale", "smoke")
     assert result.exit_code == 1
     assert all(word in result.output for word in ("1 of 2 lectures", "cell 2", "ZeroDivisionError", "1 / 0", "10_bad.ipynb"))
+
+
+def test_two_jobs_run_at_once_and_share_the_cores(shell, root):  # noqa: F811
+    meet = "import os, pathlib, time\nhere = pathlib.Path('{0}')\nhere.write_text(os.environ['OMP_NUM_THREADS'])\n"
+    meet += "deadline = time.time() + 60\nwhile not pathlib.Path('{1}').exists():\n    assert time.time() < deadline\n    time.sleep(0.1)"
+    write(root, "10_a", meet.format(root / "a", root / "b"))
+    write(root, "11_b", meet.format(root / "b", root / "a"))
+    result = shell("run", "--scale", "smoke", "--jobs", "2")
+    assert result.exit_code == 0 and "2 of 2 lectures" in result.output
+    assert (root / "a").read_text() == (root / "b").read_text() == str(max(1, torch.get_num_threads() // 2))
 
 
 @pytest.mark.parametrize(

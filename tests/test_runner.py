@@ -111,11 +111,12 @@ def test_timeout_stops_the_whole_group(root):
     assert alive(lecture.path) == [] and alive(f"{root}/child") == []
 
 
-def test_interrupted_run_keeps_its_checkpoints_and_leaves_no_process(root):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_interrupted_run_keeps_its_checkpoints_and_leaves_no_process(root, jobs):
     source = "import os, pathlib, time\nfolder = pathlib.Path(os.environ['DENSEGEN_RUN'])\nold = [p.name for p in folder.glob('*.ckpt')]"
     work = "(folder / 'net.ckpt').write_bytes(b'1')\nif not old: time.sleep(60)\nprint(old)"
     lecture = write(root, "10_a", source, work)
-    script = f"from densegen.course import cli; import sys; sys.argv = ['densegen', 'run', '10', '--scale', 'smoke']; cli.main()"
+    script = f"from densegen.course import cli; import sys; sys.argv = ['densegen', 'run', '10', '--scale', 'smoke', '--jobs', '{jobs}']; cli.main()"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=root, stderr=subprocess.PIPE, text=True)
     checkpoint = root / "_runs" / "smoke" / "10_a" / "net.ckpt"
     deadline = time.monotonic() + 60

@@ -13,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Optional
@@ -23,6 +25,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from . import runner
@@ -118,14 +121,11 @@ def news(
     return line
 
 # %% ../../nbs/92_cli.ipynb #ce0d3ecc
-def _run_one(lecture, number, count, **options) -> runner.Result:
-    began, live = time.monotonic(), Live(console=console, auto_refresh=False, transient=True)
-    with live:
-        def watch(progress):
-            line = news(lecture.name, number, count, time.monotonic() - began, progress)
-            live.update(line.replace("[", "\\[", 1), refresh=True)
-
-        result = runner.execute(lecture, watch=watch if console.is_terminal else None, **options)
+def _run_one(lecture, number, count, show, **options) -> runner.Result:
+    began = time.monotonic()
+    watch = lambda progress: show(number, news(lecture.name, number, count, time.monotonic() - began, progress))
+    result = runner.execute(lecture, watch=watch, **options)
+    show(number, "")
     colour = "green" if result.ok else "bold red"
     held = f"{sum(c['holds'] for c in result.claims)} of {len(result.claims)} claims hold" if result.claims else ""
     status = f"[{colour}]{result.status:9}[/]"
@@ -165,6 +165,7 @@ def run(
     set_: Annotated[Optional[list[str]], typer.Option("--set", help="A parameter, name=value.")] = None,
     timeout: Annotated[Optional[float], typer.Option(help="Seconds for one lecture.")] = None,
     fresh: Annotated[bool, typer.Option(help="Run even what has not changed.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Lectures at the same time; they share the cores.")] = 1,
 ) -> None:
     "Execute lectures in order and print their claims."
     chosen = _find(names or [])
@@ -175,14 +176,35 @@ def run(
             runner.checked(lecture, settings)
     except (ValueError, runner.UnknownName) as error:
         raise fail(str(error)) from None
-    _run_all(chosen, scale=scale.value, settings=settings, timeout=timeout, fresh=fresh)
+    _run_all(chosen, jobs, scale=scale.value, settings=settings, timeout=timeout, fresh=fresh)
+
+# %% ../../nbs/92_cli.ipynb #57ad4446
+def _side_by_side(chosen, jobs, **options) -> list[runner.Result]:
+    lines, stopped, live = {}, threading.Event(), Live(console=console, auto_refresh=False, transient=True)
+    threads = max(1, torch.get_num_threads() // jobs) if jobs > 1 else None
+
+    def show(number, line):
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        lines[number] = line
+        if console.is_terminal:
+            live.update("\n".join(escape(text) for text in lines.values() if text), refresh=True)
+
+    with live, ThreadPoolExecutor(jobs) as pool:
+        common = {"count": len(chosen), "show": show, "threads": threads, **options}
+        runs = [pool.submit(_run_one, lecture, number, **common) for number, lecture in enumerate(chosen, 1)]
+        try:
+            return [run.result() for run in runs]
+        except BaseException:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 # %% ../../nbs/92_cli.ipynb #c6a72da9
-def _run_all(chosen, **options) -> None:
-    results, began = [], time.monotonic()
+def _run_all(chosen, jobs, **options) -> None:
+    began = time.monotonic()
     try:
-        for number, lecture in enumerate(chosen, 1):
-            results.append(_run_one(lecture, number, len(chosen), **options))
+        results = _side_by_side(chosen, jobs, **options)
     except KeyboardInterrupt:
         errors.print("\ninterrupted; the same command goes on from here")
         raise typer.Exit(130) from None

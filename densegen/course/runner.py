@@ -191,12 +191,14 @@ def _progress(folder: Path) -> dict:
         return {}
 
 # %% ../../nbs/90_runner.ipynb #938db769
-def _papermill(lecture, target, settings, root, folder) -> subprocess.Popen:
+def _papermill(lecture, target, settings, root, folder, threads) -> subprocess.Popen:
     values = [part for name, value in settings.items() for part in ("-p", name, str(value))]
     kernel = ["--kernel", "python3", "--language", "python"]
     options = ["--log-level", "ERROR", "--no-progress-bar", "--cwd", str(root), *kernel]
     command = [sys.executable, "-m", "papermill", str(lecture.path), str(target), *options, *values]
     env = {**os.environ, "DENSEGEN_RUN": str(folder)}
+    if threads:
+        env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with open(folder / "log.txt", "wb") as log:
         return subprocess.Popen(command, cwd=root, env=env, stdout=log, stderr=log, start_new_session=True)
 
@@ -225,6 +227,7 @@ def execute(
     timeout: float | None = None,  # seconds; no limit if None
     watch: Callable[[dict], None] | None = None,  # called with the progress, a few times a second
     fresh: bool = False,  # run even if nothing has changed
+    threads: int | None = None,  # processor cores that it may use; all if None
 ) -> Result:  # how it ended
     "Run a lecture in a process of its own, unless an up-to-date result is there."
     root = root or repo_root()
@@ -236,7 +239,7 @@ def execute(
         last[1].status = "unchanged"
         return last[1]
     _prepare(folder, key, fresh)
-    return _run(lecture, settings, root, folder, key, timeout, watch)
+    return _run(lecture, settings, root, folder, key, timeout, watch, threads)
 
 # %% ../../nbs/90_runner.ipynb #8c56b407
 def _prepare(folder: Path, key: str, fresh: bool) -> None:
@@ -250,10 +253,10 @@ def _prepare(folder: Path, key: str, fresh: bool) -> None:
     write_atomic(mark, key.encode())
 
 # %% ../../nbs/90_runner.ipynb #6a10ef87
-def _run(lecture, settings, root, folder, key, timeout, watch) -> Result:
+def _run(lecture, settings, root, folder, key, timeout, watch, threads) -> Result:
     target = folder / f"{lecture.name}.ipynb"
     began, status = time.monotonic(), "done"
-    process = _papermill(lecture, target, settings, root, folder)
+    process = _papermill(lecture, target, settings, root, folder, threads)
     try:
         while process.poll() is None:
             if timeout and time.monotonic() - began > timeout:
