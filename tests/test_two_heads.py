@@ -1,0 +1,138 @@
+"Mixed-content batches and the two-headed detector."
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from densegen.anomaly.scores import auroc
+from densegen.dense.dense_hybrid import DenseHybrid
+from densegen.dense.segmentation import Ladder
+from densegen.dense.streets import NEGATIVES, VOID, streets
+from densegen.dense.two_heads import OUTLIER, TwoHeads, fine_tune, mixed_batches
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return streets("train", 6, 64, 96)
+
+
+def small(classes=11):
+    torch.manual_seed(0)
+    return Ladder(classes, (4, 8, 8, 12, 12), (8, 8, 6))
+
+
+def test_half_of_the_images_get_a_thing(scenes):
+    draw = mixed_batches(scenes.images, scenes.labels, (64, 96), zoom=(0.99, 1.01))
+    found = 0
+    for k in range(6):
+        x, y = draw(8, torch.Generator().manual_seed(k))
+        assert x.shape == (8, 3, 64, 96) and set(y.unique().tolist()) <= {*range(11), OUTLIER, VOID}
+        assert not (y[4:] == OUTLIER).any()
+        found += int((y[:4] == OUTLIER).flatten(1).any(1).sum())
+    assert found > 15
+    a, b = (draw(4, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(a[1], b[1])
+
+
+def test_only_negative_kinds_are_pasted(scenes, monkeypatch):
+    import densegen.dense.streets as module
+
+    seen, drawing = set(), module._drawing
+    monkeypatch.setattr(module, "_drawing", lambda kind, variant: seen.add(kind) or drawing(kind, variant))
+    draw = mixed_batches(scenes.images, scenes.labels, (64, 96))
+    for k in range(10):
+        draw(8, torch.Generator().manual_seed(k))
+    assert seen and seen <= set(NEGATIVES)
+
+
+def test_the_classifier_sees_positive_pixels_only(scenes):
+    model = TwoHeads(small(), 6, beta=0.5).eval()
+    labels = scenes.labels.clone()
+    labels[:, 20:40, 20:40] = OUTLIER
+    labels[:, :5] = VOID
+    terms = model.loss((scenes.images, labels))
+    logits, odds = model.heads(scenes.images)
+    kept = labels < 11
+    expected = F.cross_entropy(logits.movedim(1, -1)[kept], labels[kept].long(), model.model.weights)
+    assert terms["classes"].item() == pytest.approx(expected.item(), rel=1e-4)
+    odds_in, odds_out = odds[kept], odds[labels == OUTLIER]
+    two_way = -odds_in.neg().sigmoid().log().mean() - odds_out.sigmoid().log().mean()
+    assert terms["outlier"].item() == pytest.approx(0.5 * two_way.item(), rel=1e-4)
+
+
+def test_both_losses_reach_the_features(scenes):
+    model = TwoHeads(small(), 6)
+    labels = scenes.labels.clone()
+    labels[:, 20:40, 20:40] = OUTLIER
+    for name in ("classes", "outlier"):
+        model.zero_grad()
+        model.train().loss((scenes.images, labels))[name].backward()
+        grad = [p.grad for p in model.model.encoder.parameters()]
+        assert sum(g.abs().sum() > 0 for g in grad if g is not None) > len(grad) // 2, name
+
+
+def test_score_is_the_log_posterior(scenes):
+    model = TwoHeads(small(), 6).eval()
+    score = model.anomaly_score(scenes.images)
+    assert score.shape == (6, 64, 96) and score.dtype == torch.float32 and (score <= 0).all() and not score.requires_grad
+    dense = model.model(scenes.images)
+    two = F.interpolate(model.outlier(dense.features[-1]), dense.logits.shape[2:], mode="bilinear", align_corners=False)
+    assert torch.allclose(score, two.log_softmax(1)[:, 1], atol=1e-5)
+    sure = copy.deepcopy(model)
+    with torch.no_grad():
+        sure.outlier[2].bias += torch.tensor([200.0, 0.0])
+    assert sure.anomaly_score(scenes.images).isfinite().all()  # softmax().log() would give -inf
+    assert torch.equal(model(scenes.images).logits, model.model(scenes.images).logits)
+
+
+def test_fine_tuning_finds_pasted_things():
+    "Pastes stand out in a grey world: after a few steps the head must rank them above it."
+    torch.manual_seed(0)
+    grey = torch.full((4, 3, 48, 64), 90, dtype=torch.uint8)
+    labels = torch.full((4, 48, 64), 3, dtype=torch.uint8)
+    detector = fine_tune(TwoHeads(small(), 6), grey, labels, steps=60, size=(48, 64), lr=1e-2)
+    x, y = mixed_batches(grey, labels, (48, 64))(16, torch.Generator().manual_seed(99))
+    assert not detector.training
+    assert auroc(detector.anomaly_score(x), (y == OUTLIER).long(), y == VOID) > 0.8
+
+
+def test_importing_loads_no_other_library():
+    banned = "matplotlib sklearn skimage scipy PIL IPython h5py lightning_fabric pooch papermill".split()
+    modules = ", ".join(f"densegen.dense.{m}" for m in ("metrics", "segmentation", "embedding_density", "two_heads", "dense_hybrid", "streets"))
+    script = f"import sys, {modules}; print([m for m in {banned} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert out.stdout.strip() == "[]"
+
+
+def test_hybrid_score_and_its_parts(scenes):
+    model = DenseHybrid(small(), 6).eval()
+    posterior, density = model.parts(scenes.images)
+    logits, _ = model.heads(scenes.images)
+    assert torch.allclose(density, logits.exp().sum(1).log(), atol=1e-4)
+    assert torch.allclose(model.anomaly_score(scenes.images), posterior - density)
+    assert torch.allclose(posterior, TwoHeads.anomaly_score(model, scenes.images))
+    with torch.no_grad():
+        model.model.head.bias += 1000.0
+        model.outlier[2].bias += torch.tensor([300.0, 0.0])
+    score = model.anomaly_score(scenes.images)
+    assert score.isfinite().all() and score.dtype == torch.float32 and len(score.unique()) > 100
+
+
+def test_hybrid_loss_lowers_the_density_of_negatives_only(scenes):
+    model, beta = DenseHybrid(small(), 6, beta=0.05).eval(), 0.05
+    labels = scenes.labels.clone()
+    labels[:, 20:40, 20:40] = OUTLIER
+    terms = model.loss((scenes.images, labels))
+    logits, odds = model.heads(scenes.images)
+    expected = logits.logsumexp(1)[labels == OUTLIER].mean()
+    assert terms["density"].item() == pytest.approx(beta * expected.item(), rel=1e-4)
+    plain = TwoHeads(model.model, 6, 10 * beta).eval()
+    plain.outlier = model.outlier
+    assert terms["outlier"].item() == pytest.approx(plain.loss((scenes.images, labels))["outlier"].item(), rel=1e-5)
+    slope = torch.autograd.grad(terms["density"], logits_of := model.model.head.bias, allow_unused=True)[0]
+    assert slope.sum() > 0 and logits_of.shape == (11,)  # a step downhill lowers all logits
+    without = model.loss((scenes.images, scenes.labels))
+    assert without["density"] == 0 and all(torch.isfinite(v) for v in without.values())
