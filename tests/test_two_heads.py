@@ -93,7 +93,7 @@ def test_fine_tuning_finds_pasted_things():
     torch.manual_seed(0)
     grey = torch.full((4, 3, 48, 64), 90, dtype=torch.uint8)
     labels = torch.full((4, 48, 64), 3, dtype=torch.uint8)
-    detector = fine_tune(TwoHeads(small(), 6), grey, labels, steps=60, size=(48, 64), lr=1e-2)
+    detector = fine_tune(TwoHeads(small(), 6), mixed_batches(grey, labels, (48, 64)), steps=60, lr=1e-2)
     x, y = mixed_batches(grey, labels, (48, 64))(16, torch.Generator().manual_seed(99))
     assert not detector.training
     assert auroc(detector.anomaly_score(x), (y == OUTLIER).long(), y == VOID) > 0.8

@@ -95,16 +95,13 @@ class TwoHeads(SegmentationModel):
 # %% ../../nbs/55_two_heads.ipynb #e48cb3b2
 def fine_tune(
     detector: nn.Module,  # has `loss` for mixed batches
-    images: Tensor,  # uint8 [N, 3, H, W]
-    labels: Tensor,  # uint8 [N, H, W]
+    draw: Callable,  # mixed batches, as from `mixed_batches`
     steps: int = 400,  # updates
-    size: tuple[int, int] = (96, 160),  # of the crops
     lr: float = 2e-3,  # at its highest
 ) -> nn.Module:  # the detector, in evaluation mode
     "Train a detector on mixed images, gently: the features are good already."
     from densegen.workbench.training import cosine, fit
 
     adamw = lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.03)
-    draw = mixed_batches(images, labels, size)
     fit(detector, draw, steps=steps, batch_size=8, lr=lr, optimizer=adamw, schedule=cosine(warmup=0.1), clip=10.0)
     return detector
