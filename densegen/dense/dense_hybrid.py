@@ -15,8 +15,9 @@ from .two_heads import OUTLIER, TwoHeads, _mean
 
 # %% ../../nbs/56_dense_hybrid.ipynb #c4195640
 def _log_density(logits: Tensor) -> Tensor:
-    "log p(x) without its constant, float32 [B, H, W]; contiguous memory makes the sum four times faster on a CPU."
-    return logits.float().contiguous().logsumexp(1)
+    "log p(x) without its constant, float32 [B, H, W]: f_0 - log P(0 | x), one pass, faster than `logsumexp` on a CPU."
+    f = logits.float().contiguous()
+    return f[:, 0] - f.log_softmax(1)[:, 0]
 
 # %% ../../nbs/56_dense_hybrid.ipynb #a4a81523
 class DenseHybrid(TwoHeads):

@@ -45,7 +45,7 @@ class SegmentationModel(nn.Module):
     @torch.no_grad()
     def predict(self, images: Tensor, batch: int = 16) -> Tensor:
         "The most probable class of each pixel, uint8 [B, H, W]."
-        return torch.cat([self(part).logits.argmax(1).to(torch.uint8) for part in images.split(batch)])
+        return torch.cat([self(part).logits.max(1).indices.to(torch.uint8) for part in images.split(batch)])
 
 # %% ../../nbs/51_segmentation.ipynb #110bd85b
 def _fit_size(x: Tensor, size: tuple[int, int]) -> Tensor:
