@@ -1,0 +1,145 @@
+"Negatives drawn by a flow: the divergence, the patch density at any size, and the gradient that must not get lost."
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+
+from densegen.dense.segmentation import Ladder
+from densegen.dense.streets import VOID, streets
+from densegen.dense.synthetic_negatives import (
+    SIZES,
+    NFlowJS,
+    PatchFlow,
+    crop_batches,
+    js_to_uniform,
+    paste_patches,
+    synthetic_batches,
+)
+from densegen.dense.two_heads import OUTLIER
+from densegen.flows.bijections import reference_ladj
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return streets("train", 4, 64, 96)
+
+
+def shaken(**options):
+    "A patch flow that is not the identity."
+    torch.manual_seed(0)
+    flow = PatchFlow(**options)
+    for p in flow.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return flow
+
+
+def model(classes=11):
+    torch.manual_seed(0)
+    return Ladder(classes, (4, 8, 8, 12, 12), (8, 8, 6))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=8), st.floats(0.5, 4))
+def test_js_equals_scipy(logits, temperature):
+    ours = js_to_uniform(torch.tensor([logits]), temperature).item()
+    p = torch.tensor(logits, dtype=torch.float64).div(temperature).softmax(0).numpy()
+    assert ours == pytest.approx(jensenshannon(p, np.full(len(p), 1 / len(p))) ** 2, abs=2e-6)
+    assert -1e-6 <= ours <= math.log(2) + 1e-6
+
+
+def test_js_survives_extreme_logits():
+    f = torch.tensor([[1e4, -1e4, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    value = js_to_uniform(f)
+    value.sum().backward()
+    assert value.isfinite().all() and f.grad.isfinite().all() and value[1].abs() < 1e-7
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 4), (4, 12)])
+def test_one_flow_is_a_density_at_every_size(size):
+    flow = shaken(steps=2, width=8).double()
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    z, ladj = flow.bijection(x)
+    torch.testing.assert_close(ladj, reference_ladj(flow.bijection, x), rtol=1e-8, atol=1e-8)
+    expected = ladj + torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1)
+    torch.testing.assert_close(flow.log_prob(x), expected)
+    back = flow.bijection.inverse(z)[0]
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
+
+
+def test_samples_are_the_inverse_of_noise():
+    flow = shaken(steps=2, width=8)
+    x = flow.sample(3, (8, 12), torch.Generator().manual_seed(5))
+    z = torch.randn(3, 3, 8, 12, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(flow.bijection(x)[0], z, rtol=0, atol=1e-3)
+
+
+def test_crops_are_pieces_of_the_images(scenes):
+    draw = crop_batches(scenes.images)
+    seen = set()
+    for k in range(12):
+        crops = draw(3, torch.Generator().manual_seed(k))
+        assert crops.dtype == torch.uint8 and crops.shape[2] in SIZES and crops.shape[3] in SIZES
+        seen.add(tuple(crops.shape[2:]))
+        windows = scenes.images.unfold(2, crops.shape[2], 1).unfold(3, crops.shape[3], 1)
+        assert (windows == crops[0][None, :, None, None]).all(-1).all(-1).all(1).any()
+    assert len(seen) > 5
+
+
+def test_a_patch_changes_its_place_and_nothing_else():
+    images = torch.rand(4, 3, 20, 30) * 255
+    labels = torch.randint(0, 11, (4, 20, 30)).to(torch.uint8)
+    patches = torch.rand(2, 3, 8, 12)
+    x, y, crops = paste_patches(images, labels, patches, torch.Generator().manual_seed(0))
+    pasted = y == OUTLIER
+    assert pasted.flatten(1).sum(1).tolist() == [96, 96, 0, 0]
+    outside = ~pasted[:, None].expand_as(x)
+    assert torch.equal(x[outside], images[outside]) and torch.equal(y[~pasted], labels[~pasted])
+    for k in range(2):
+        rows, columns = pasted[k].nonzero().unbind(1)
+        place = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
+        torch.testing.assert_close(x[k][:, place[0], place[1]], patches[k] * 255)
+        assert torch.equal(crops[k], images[k][:, place[0], place[1]])
+
+
+def test_doubt_reaches_the_flow_and_rounding_would_cut_it(scenes, monkeypatch):
+    batch = scenes.images.float(), scenes.labels
+    detector = NFlowJS(model(), shaken(steps=1, width=8))
+    norm = lambda: sum(float(p.grad.abs().sum()) for p in detector.flow.parameters() if p.grad is not None)
+    detector.loss(batch)["js"].backward()
+    assert norm() > 0
+    detector.zero_grad()
+    plain = detector.flow.sample
+    monkeypatch.setattr(detector.flow, "sample", lambda *args: (plain(*args) * 255).floor() / 255)
+    detector.loss(batch)["js"].backward()
+    assert norm() == 0
+
+
+def test_the_classes_of_pasted_pixels_do_not_count(scenes):
+    detector = NFlowJS(model(), shaken(steps=1, width=8)).eval()
+    seen = {}
+    detector.model.register_forward_hook(lambda module, args, out: seen.update(logits=out.logits))
+    terms = detector.loss((scenes.images.float(), scenes.labels))
+    assert set(terms) == {"classes", "flow", "js"} and all(term.isfinite() for term in terms.values())
+    slope = torch.autograd.grad(terms["classes"], seen["logits"])[0].abs().sum(1)
+    idle = slope[:2] == 0
+    assert idle.flatten(1).any(1).all() and not (slope[2:][scenes.labels[2:] != VOID] == 0).any()
+
+
+def test_the_score_is_bounded_doubt(scenes):
+    detector = NFlowJS(model(), shaken(steps=1, width=8)).eval()
+    score = detector.anomaly_score(scenes.images)
+    assert score.shape == scenes.labels.shape and score.dtype == torch.float32
+    assert (score <= 1e-6).all() and (score >= -math.log(2)).all()
+
+
+def test_synthetic_batches_mark_half_of_the_images(scenes):
+    flow = shaken(steps=1, width=8)
+    draw = synthetic_batches(flow, scenes.images, scenes.labels, (48, 64))
+    (x, y), (_, again) = (draw(6, torch.Generator().manual_seed(2)) for _ in range(2))
+    assert torch.equal(y, again) and not x.requires_grad
+    assert (y == OUTLIER).flatten(1).any(1).tolist() == [True] * 3 + [False] * 3
+    assert x.shape == (6, 3, 48, 64) and all(p.grad is None for p in flow.parameters())
