@@ -1,0 +1,77 @@
+"Resynthesis: exchanged labels, a painter that leaves the model alone, a judge that finds wrong labels."
+import pytest
+import torch
+from torch import nn
+
+from densegen.anomaly.scores import auroc
+from densegen.dense.resynthesis import Painter, Resynthesis, _one_hot, swap_labels, train_resynthesis
+from densegen.dense.segmentation import Dense, Ladder, SegmentationModel
+from densegen.dense.streets import VOID
+
+GREYS = (30, 100, 170, 240)
+
+
+class ByGrey(SegmentationModel):
+    "Knows the four greys; has a batch norm, to see whether somebody trains it."
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        distance = images.float().mean(1, keepdim=True) - torch.tensor(GREYS)[None, :, None, None]
+        return Dense(-distance.abs(), (self.norm(self.normalized(images)),))
+
+
+def tiles(n, generator):
+    "Images of grey squares whose class is their grey."
+    labels = torch.randint(4, (n, 4, 6), generator=generator)
+    labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2).to(torch.uint8)
+    grey = torch.tensor(GREYS)[labels.long()].float()[:, None].expand(-1, 3, -1, -1)
+    return grey + 5 * torch.randn(grey.shape, generator=generator), labels
+
+
+def test_void_is_no_class():
+    seen = _one_hot(torch.tensor([[[0, 2, VOID]]], dtype=torch.uint8), 3)
+    assert seen[0, :, 0].T.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+
+
+def test_swaps_change_what_they_say_and_never_void():
+    _, labels = tiles(5, torch.Generator().manual_seed(0))
+    labels[:, :8] = VOID
+    changed, wrong = swap_labels(labels, 4, torch.Generator().manual_seed(1))
+    again, _ = swap_labels(labels, 4, torch.Generator().manual_seed(1))
+    assert torch.equal(changed, again)
+    assert torch.equal(wrong, changed != labels) and 0 < wrong.float().mean() < 0.5
+    assert not wrong[labels == VOID].any() and changed[wrong].max() < 4
+
+
+def test_the_judge_finds_wrong_labels_and_leaves_the_model_alone():
+    torch.manual_seed(0)
+    model = ByGrey()
+    model.norm.weight.data.fill_(2.0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    detector = train_resynthesis(model, tiles, 4, steps=60)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+    images, labels = tiles(6, torch.Generator().manual_seed(9))
+    told, wrong = swap_labels(labels, 4, torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        assert (detector.painter(labels) - images).abs().mean() < 25
+        assert auroc(detector.log_odds(images, told), wrong.long()) > 0.9
+
+
+def test_training_mode_is_for_the_judge_alone():
+    painter = Painter(ByGrey(), 4)
+    detector = Resynthesis(ByGrey(), painter).train()
+    assert detector.judge.training and not detector.model.training and not painter.training
+    assert not any(name.startswith("eyes") for name, _ in painter.named_parameters())
+
+
+@pytest.mark.parametrize("size", [(33, 47), (64, 96)])
+def test_scores_have_the_size_of_the_images(size):
+    torch.manual_seed(0)
+    model = Ladder(5, (4, 8, 8, 12, 12), (8, 8, 6))
+    detector = Resynthesis(model, Painter(model, 5)).eval()
+    score = detector.anomaly_score(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
+    assert score.shape == (2, *size) and score.dtype == torch.float32 and (score <= 0).all()
