@@ -214,7 +214,7 @@ def test_bad_arguments_are_named(call, message):
 
 def test_missing_sets_say_where_they_should_be(monkeypatch, tmp_path):
     monkeypatch.setenv("DENSEGEN_DATA", str(tmp_path))
-    with pytest.raises(DataNotFound, match="roadanomaly21_val.*road_anomaly below DENSEGEN_DATA"):
+    with pytest.raises(DataNotFound, match="road_anomaly.*roadanomaly21_val.*DENSEGEN_DATA"):
         road_anomaly("anomaly_track")
 
 

@@ -1800,31 +1800,21 @@ def read_mask(
 _BINARY = {0: 0, 1: 1}
 
 # %% ../../nbs/50_streets.ipynb #224aba3d
-ROAD_ANOMALY = {
-    "road_anomaly": "roadanomaly_cc36_320x180.npz",
-    "anomaly_track": "roadanomaly21_val_320x180.npz",
-    "obstacle_track": "roadobstacle21_val_320x180.npz",
-}
+ROAD_ANOMALY = ("road_anomaly", "anomaly_track", "obstacle_track")  # splits of the set `road_anomaly`
 
 # %% ../../nbs/50_streets.ipynb #d812181c
 def road_anomaly(
     name: str = "photographs",  # "photographs" (shipped), or one of `ROAD_ANOMALY`
 ) -> DenseSet:  # 320 x 180 pixels, labels are void: only the anomaly map is known
     "Real road anomalies, to test on and never to train on; `DataNotFound` says where the files should be."
-    import os
-
-    from densegen.workbench.data import DataNotFound
+    from densegen.workbench.data import images
 
     if _known(name, ("photographs", *ROAD_ANOMALY), "name") == "photographs":
-        images, anomaly = _photographs()
-        return DenseSet(images, torch.full_like(anomaly, VOID), anomaly, (), name)
-    path = Path(os.environ.get("DENSEGEN_DATA", "")) / "road_anomaly" / ROAD_ANOMALY[name]
-    if not path.exists():
-        raise DataNotFound(f"{name}: expected {path.name} in the folder road_anomaly below DENSEGEN_DATA; "
-                           "road_anomaly('photographs') needs no files")
-    with np.load(path, allow_pickle=False) as data:
-        images, anomaly = torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])
-    return DenseSet(images.permute(0, 3, 1, 2).contiguous(), torch.full_like(anomaly, VOID), anomaly, (), name)
+        pictures, anomaly = _photographs()
+    else:
+        data = images("road_anomaly", name)
+        pictures, anomaly = data.images, data.labels.to(torch.uint8)
+    return DenseSet(pictures, torch.full_like(anomaly, VOID), anomaly, (), name)
 
 # %% ../../nbs/50_streets.ipynb #76b7881b
 def _photographs() -> tuple[Tensor, Tensor]:

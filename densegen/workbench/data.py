@@ -333,6 +333,16 @@ SOURCES |= {
         ),
         ("train", "val", "test"),
     ),
+    "road_anomaly": Source(
+        "3x180x320, an anomaly map", "free photographs; see CREDITS.md",
+        tuple(f"road_anomaly/road{file}_320x180.npz" for file in ("anomaly_cc36", "anomaly21_val", "obstacle21_val")),
+        (
+            "db91918fbf9862525eefd4b9013053f15b813caa0dba006d729c53fb9816e52f",
+            "cb91774186387967861d946b16d0f5c90ccf6a2127f30b59c787b12aa7105dba",
+            "f29da36ee52f98bb0539ad0a05cd0355237261fbc0b6267f636188649d6c809e",
+        ),
+        ("road_anomaly", "anomaly_track", "obstacle_track"),
+    ),
 }
 
 # %% ../../nbs/02_data.ipynb #bbedbc62
