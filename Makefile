@@ -47,11 +47,12 @@ export: $(READY) ## write densegen/*.py and README.md from the notebooks, clean 
 	$(BIN)/nbdev_clean
 	$(BIN)/densegen readme
 
-bench: $(READY) ## time flows beside their peers, samplers beside the bare network
+bench: $(READY) ## time flows, samplers and metrics beside their peers and limits
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	$(BIN)/python tests/benchmarks/coupling.py
 	$(BIN)/python tests/benchmarks/flows.py
 	$(BIN)/python tests/benchmarks/sampling.py
+	$(BIN)/python tests/benchmarks/metrics.py
 
 clean: ## remove the environment and everything that was computed
 	rm -rf $(VENV) _runs _site jupyter_execute _book _proc _docs *.egg-info .pytest_cache
