@@ -7,7 +7,7 @@ __all__ = ['ENDINGS', 'HEAT', 'Calibration', 'calibrate', 'tile_axis', 'score_im
            'save_detector', 'SavedDetector', 'load_detector', 'export_onnx', 'Job', 'find_images', 'Outcome',
            'score_files']
 
-# %% ../../nbs/59_your_model.ipynb #66a531bb
+# %% ../../nbs/59_your_model.ipynb #3928f7b7
 import copy
 import errno
 import hashlib
@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import warnings
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -79,13 +80,13 @@ def tile_axis(
         total[a : a + tile] += weights[-1]
     return [(a, w / total[a : a + tile]) for a, w in zip(starts, weights)]
 
-# %% ../../nbs/59_your_model.ipynb #48022929
+# %% ../../nbs/59_your_model.ipynb #21d69d06
 def _mirror(n: int, size: int) -> Tensor:
     "Positions 0..n-1 continued to `size` by reflection."
     at = torch.arange(max(n, size)) % (2 * n)
     return torch.minimum(at, 2 * n - 1 - at)
 
-
+# %% ../../nbs/59_your_model.ipynb #0807fc38
 class _Canvas:
     "An image with its tiles, and the scores that have come in."
 
@@ -105,11 +106,11 @@ class _Canvas:
         self.score[self.window(place)] += score * place[0][1][:, None] * place[1][1]
         self.left -= 1
 
-# %% ../../nbs/59_your_model.ipynb #12f96456
+# %% ../../nbs/59_your_model.ipynb #e9db9523
 def _score_waiting(score: Callable, waiting: list[tuple[_Canvas, tuple]]) -> None:
     "One batch of tiles, from whichever images."
     if waiting:
-        tiles = torch.stack([canvas.image[:, *canvas.window(place)] for canvas, place in waiting])
+        tiles = torch.stack([canvas.image[(slice(None), *canvas.window(place))] for canvas, place in waiting])
         for (canvas, place), one in zip(waiting, score(tiles).float().cpu()):
             canvas.add(place, one)
         waiting.clear()
@@ -166,10 +167,10 @@ def heat_map(
     picture[_edge(score > calibration.threshold)] = (0, 255, 255)
     return picture.astype(np.uint8)
 
-# %% ../../nbs/59_your_model.ipynb #f08ceb90
+# %% ../../nbs/59_your_model.ipynb #e973d7dc
 _NOTE = "densegen.json"
 
-
+# %% ../../nbs/59_your_model.ipynb #66b26cba
 class _Scorer(nn.Module):
     def __init__(self, detector: nn.Module):
         super().__init__()
@@ -194,7 +195,17 @@ def export_detector(
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"detector: expected one that torch.export can trace; got {reason}") from error
 
-# %% ../../nbs/59_your_model.ipynb #1ebb2d08
+# %% ../../nbs/59_your_model.ipynb #a733637c
+def _agree(detector: nn.Module, program: torch.export.ExportedProgram, tile: tuple[int, int]) -> None:
+    "`ValueError` unless the program gives the detector's scores on three random images."
+    noise = torch.randint(0, 256, (3, 3, *tile), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, got = _Scorer(copy.deepcopy(detector).cpu()).eval()(noise), program.module()(noise)
+    if got.shape != noise[:, 0].shape or not torch.allclose(got, expected, rtol=1e-3, atol=1e-3):
+        raise ValueError(f"detector: expected scores {list(noise[:, 0].shape)}, alike in Python and traced; got other "
+                         f"scores {list(got.shape)}: does it compute outside torch?")
+
+# %% ../../nbs/59_your_model.ipynb #3b48f09a
 def save_detector(
     detector: nn.Module,  # has `anomaly_score`
     path: Path,  # ends in .pt2
@@ -207,10 +218,13 @@ def save_detector(
     if min(tile) < 16 or not 0 <= overlap < min(tile):
         raise ValueError(f"tile, overlap: expected sides from 16 on, overlap below them; got {tile}, {overlap}")
     program = export_detector(detector, tile)
+    _agree(detector, program, tile)
     program.example_inputs = None  # would be a pickle
     note = {"tile": list(tile), "overlap": overlap, "calibration": calibration and calibration._asdict()}
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={_NOTE: json.dumps(note)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, buffer, extra_files={_NOTE: json.dumps(note)})
     return write_atomic(path, buffer.getvalue())
 
 # %% ../../nbs/59_your_model.ipynb #f4c8bc36
@@ -341,7 +355,7 @@ def find_images(
             errors.append(f"{job.image}: would write {job.name}.npz, as {other} does; rename it or use another --out")
     return kept, errors
 
-# %% ../../nbs/59_your_model.ipynb #8d66f871
+# %% ../../nbs/59_your_model.ipynb #53f7cb87
 def _read(job: Job, masks: bool) -> tuple[np.ndarray, np.ndarray | None, str]:
     "Image, mask and the image's digest; `BadFile` for whatever is wrong with them."
     try:
@@ -350,7 +364,9 @@ def _read(job: Job, masks: bool) -> tuple[np.ndarray, np.ndarray | None, str]:
         raise BadFile(f"{job.image}: expected a readable file; {error.strerror}") from error
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10":
         raise BadFile(f"{job.image}: expected 8 bits a channel; got a PNG with 16")
-    image = read_image(job.image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one line for a file, not two
+        image = read_image(job.image)
     if min(image.shape[:2]) < 16:
         raise BadFile(f"{job.image}: expected at least 16 x 16 pixels; got {image.shape[0]} x {image.shape[1]}")
     if masks and job.mask is None:
@@ -358,7 +374,7 @@ def _read(job: Job, masks: bool) -> tuple[np.ndarray, np.ndarray | None, str]:
     mask = read_mask(job.mask, image.shape[:2], {0: 0, 1: 1}) if masks else None
     return image, mask, hashlib.sha256(data).hexdigest()
 
-# %% ../../nbs/59_your_model.ipynb #d4d4ad86
+# %% ../../nbs/59_your_model.ipynb #d8ec0ae6
 def _finished(path: Path, image: str, model: str) -> np.ndarray | None:
     "The scores in a result, if it came from this image and this detector."
     try:
@@ -367,7 +383,7 @@ def _finished(path: Path, image: str, model: str) -> np.ndarray | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
-
+# %% ../../nbs/59_your_model.ipynb #e5ed656a
 def _write_scores(path: Path, score: np.ndarray, image: str, model: str) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, score=score, image=image, model=model)
@@ -429,10 +445,10 @@ class _Folder:
         while self.news:
             yield self.news.popleft()
 
-# %% ../../nbs/59_your_model.ipynb #3febbf56
+# %% ../../nbs/59_your_model.ipynb #b33ed7e9
 _STOP = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other file could be written either
 
-
+# %% ../../nbs/59_your_model.ipynb #08ac8742
 def _finish(work: _Folder, item: _Item, score: np.ndarray, state: str) -> Outcome:
     "Write what is missing and count."
     job, known = item.job, work.saved.calibration
