@@ -150,7 +150,7 @@ def _edge(over: np.ndarray) -> np.ndarray:
     edge[1:] |= over[1:] != over[:-1]
     return edge
 
-# %% ../../nbs/59_your_model.ipynb #40ac5392
+# %% ../../nbs/59_your_model.ipynb #67d173fa
 def heat_map(
     image: np.ndarray,  # uint8 [H, W, 3]
     score: np.ndarray,  # [H, W]
@@ -163,7 +163,7 @@ def heat_map(
     heat = ((score - calibration.centre) / (2 * span if span > 0 else 1.0)).clip(0, 1)[..., None].astype(np.float32)
     grey = image.mean(2, keepdims=True, dtype=np.float32) * 0.75
     colour = 255 * (2.5 * heat - np.array([0.0, 1.0, 1.6], np.float32)).clip(0, 1)
-    picture = grey + (colour - grey) * np.sqrt(heat)
+    picture = grey + (colour - grey) * heat
     picture[_edge(score > calibration.threshold)] = (0, 255, 255)
     return picture.astype(np.uint8)
 
