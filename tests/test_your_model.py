@@ -452,6 +452,7 @@ def test_senseless_options_end_with_2(shell, file, tmp_path, words):
     picture(tmp_path / "photos" / "a.png")
     result = shell(tmp_path / "photos", "--model", file, "--out", tmp_path / "out", *words)
     assert result.exit_code == 2 and "Traceback" not in result.output and not (tmp_path / "out").exists()
+    assert "written by" not in result.output  # the model is not to blame
 
 
 def test_no_images_ends_with_2(shell, file, tmp_path):

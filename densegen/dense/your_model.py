@@ -252,7 +252,7 @@ def _refuse_pickles(data: bytes) -> dict:
                 raise ValueError(f"{short} asks for pickles")
         return json.loads(archive.read(files[f"extra/{_NOTE}"]))
 
-# %% ../../nbs/59_your_model.ipynb #38003ec6
+# %% ../../nbs/59_your_model.ipynb #79468346
 def load_detector(
     path: Path,  # as `save_detector` wrote it
     device: torch.device | str = "cpu",  # where it runs
@@ -262,14 +262,12 @@ def load_detector(
     try:
         note = _refuse_pickles(data)
         program = torch.export.load(io.BytesIO(data))
-        if device.type != "cpu":
-            program = move_to_device_pass(program, device)
-        module = program.module()
         known = Calibration(**note["calibration"]) if note["calibration"] else None
         tile, overlap = tuple(note["tile"]), int(note["overlap"])
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise ValueError(f"{path}: expected a file written by `save_detector`; {reason}") from error
+    module = (program if device.type == "cpu" else move_to_device_pass(program, device)).module()
 
     def score(images: Tensor) -> Tensor:
         with torch.no_grad():
