@@ -1,0 +1,562 @@
+"""From a detector to scores of photographs: thresholds, tiles, the exported file, and a folder full of faults."""
+import errno
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from densegen.course import cli
+from densegen.dense import your_model
+from densegen.dense.dense_hybrid import DenseHybrid
+from densegen.dense.segmentation import Ladder
+from densegen.dense.your_model import (
+    Calibration, calibrate, export_onnx, find_images, heat_map, load_detector, save_detector, score_files, score_images,
+    tile_axis,
+)
+
+
+class Near(nn.Module):
+    "Sees `reach` pixels around each pixel."
+
+    def __init__(self, reach=3):
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv = nn.Conv2d(3, 1, 2 * reach + 1, padding=reach)
+        self.register_buffer("light", torch.full((3, 1, 1), 255.0))
+
+    @torch.no_grad()
+    def anomaly_score(self, images):
+        return self.conv(images.float() / self.light)[:, 0]
+
+
+def noise(*size, seed=0):
+    return torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------------------------------------------------- thresholds
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=60),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_the_rate_is_kept_and_the_threshold_is_the_lowest_that_keeps_it(scores, rate):
+    found = calibrate(torch.tensor(scores), rate)
+    n = len(scores)
+    over = sum(s > found.threshold for s in scores)
+    assert over / n <= rate and found.rate == over / n and found.pixels == n
+    assert sum(s >= found.threshold for s in scores) / n > rate
+    assert found.centre == sorted(scores)[(n - 1) // 2]
+
+
+@pytest.mark.parametrize("n, rate, over", [(100, 0.29, 29), (10, 0.1, 1), (3, 1 / 3, 1), (1000, 0.001, 1), (7, 0.0, 0)])
+def test_rounding_of_the_rate_costs_no_pixel(n, rate, over):
+    assert calibrate(torch.arange(n).float(), rate).rate == over / n
+
+
+def test_only_ordinary_pixels_are_counted():
+    scores, anomaly = torch.arange(10.0), torch.tensor([0] * 5 + [1, 255] * 2 + [0])
+    assert calibrate(scores, 0.2, anomaly) == Calibration(4.0, 1 / 6, 2.0, 6)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((torch.ones(3), 1.0), "0 <= rate < 1; got 1.0"),
+        ((torch.ones(3), -0.1), "rate"),
+        ((torch.tensor([1.0, float("nan")]), 0.1), "no NaN"),
+        ((torch.ones(3), 0.1, torch.ones(3)), "got 0 pixels"),
+        ((torch.ones(3), 0.1, torch.ones(4)), r"expected \[3\]"),
+    ],
+)
+def test_nothing_to_calibrate_on(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        calibrate(*arguments)
+
+
+# --------------------------------------------------------------------------------------------------------------- tiles
+
+
+@given(st.integers(16, 70), st.data())
+def test_weights_sum_to_one_and_tiles_share_the_overlap(tile, data):
+    size, overlap = data.draw(st.integers(tile, 400)), data.draw(st.integers(0, tile - 1))
+    axis, total = tile_axis(size, tile, overlap), torch.zeros(size)
+    for a, w in axis:
+        total[a : a + tile] += w
+        assert (w >= 0).all()
+    assert (total - 1).abs().max() < 1e-6
+    starts = [a for a, _ in axis]
+    assert starts[0] == 0 and starts[-1] == size - tile
+    assert all(0 < b - a <= tile - overlap for a, b in zip(starts, starts[1:]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(32, 150), st.integers(48, 150), st.integers(1, 9))
+def test_tiles_give_the_whole_image_if_the_model_sees_no_further_than_their_margin(height, width, batch):
+    model, image = Near(3), noise(height, width)
+    (tiled,) = score_images(model.anomaly_score, [image], (32, 48), 12, batch)
+    whole = model.anomaly_score(image[None])[0]
+    assert tiled.dtype == torch.float32 and (tiled - whole).abs().max() < 1e-5
+
+
+def test_without_overlap_the_seams_show():
+    model, image = Near(3), noise(100, 130)
+    (tiled,) = score_images(model.anomaly_score, [image], (32, 48), 0)
+    assert (tiled - model.anomaly_score(image[None])[0]).abs().max() > 0.01
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=7), st.integers(1, 9))
+def test_images_of_any_size_come_back_in_order_and_batches_are_full(sizes, batch):
+    images, seen = [noise(*size, seed=k) for k, size in enumerate(sizes)], []
+    score = lambda x: seen.append(x.shape) or x.float().mean(1)
+    results = list(score_images(score, images, (24, 20), 6, batch))
+    assert len(results) == len(images)
+    for image, result in zip(images, results):
+        assert torch.allclose(result, image.float().mean(0), atol=1e-3)
+    assert all(s[0] == batch for s in seen[:-1]) and {s[1:] for s in seen} <= {(3, 24, 20)}
+
+
+def test_scores_come_while_images_are_still_read():
+    read = []
+    images = (read.append(k) or noise(20, 20, seed=k) for k in range(100))
+    next(score_images(lambda x: x.float().mean(1), images, (20, 20), 4, 8))
+    assert len(read) == 8
+
+
+@pytest.mark.parametrize("overlap, batch", [(20, 1), (-1, 1), (0, 0)])
+def test_senseless_tiles(overlap, batch):
+    with pytest.raises(ValueError, match="overlap, batch"):
+        list(score_images(lambda x: x, [], (20, 30), overlap, batch))
+
+
+# ------------------------------------------------------------------------------------------------------------ the file
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return save_detector(Near(3), tmp_path_factory.mktemp("model") / "near.pt2", (32, 48), Calibration(0.2, 0.1, 0.0, 9), 12)
+
+
+@pytest.fixture(scope="module")
+def saved(file):
+    return load_detector(file)
+
+
+def test_the_file_gives_the_same_scores_for_any_number_of_images(saved):
+    for n in (1, 2, 7):
+        x = torch.stack([noise(32, 48, seed=k) for k in range(n)])
+        assert torch.equal(saved.score(x), Near(3).anomaly_score(x))
+    assert saved[1:4] == ((32, 48), 12, Calibration(0.2, 0.1, 0.0, 9))
+
+
+def test_dense_hybrid_survives_the_export_with_trained_statistics(tmp_path):
+    torch.manual_seed(0)
+    detector = DenseHybrid(Ladder(5, (4, 8, 8, 12, 12), (8, 8, 6)), 6).train()
+    x = torch.stack([noise(48, 64, seed=k) for k in range(3)])
+    detector.heads(x)  # batch statistics move
+    path = save_detector(detector, tmp_path / "d.pt2", (48, 64))
+    assert detector.training
+    loaded = load_detector(path)
+    assert (loaded.score(x) - detector.eval().anomaly_score(x)).abs().max() < 1e-5
+    assert loaded.calibration is None and loaded.overlap == 12
+
+
+def test_no_tensor_of_the_file_is_left_behind_on_the_cpu(file):
+    assert load_detector(file, "meta").score(torch.zeros(1, 3, 32, 48, dtype=torch.uint8)).device.type == "meta"
+
+
+def test_the_file_holds_no_pickle(file):
+    with zipfile.ZipFile(file) as archive:
+        parts = [archive.read(name) for name in archive.namelist()]
+    assert not any(part[:1] == b"\x80" and part[-1:] == b"." or part[:2] == b"PK" for part in parts)
+
+
+def rewritten(file, path, change):
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            name, data = change(name, old.read(name))
+            new.writestr(name, data)
+    return path
+
+
+RAN = []
+
+
+class Bomb:
+    def __reduce__(self):
+        return explode, ()
+
+
+def explode():
+    RAN.append("code from a pickle")
+
+
+@pytest.mark.parametrize("place", ["sample_inputs", "opaque", "flag"])
+def test_pickles_are_refused_before_they_run(file, tmp_path, place):
+    def change(name, data):
+        if place == "sample_inputs" and "sample_inputs" in name:
+            return name, pickle.dumps(Bomb())
+        if place == "opaque" and "extra" not in name and name.endswith("weight_0"):
+            return name.replace("weight_0", "custom_obj_0"), pickle.dumps(Bomb())
+        if place == "flag" and name.endswith("weights_config.json"):
+            return name, data.replace(b'"use_pickle": false', b'"use_pickle": true')
+        return name, data
+
+    with pytest.raises(ValueError, match="pickle"):
+        load_detector(rewritten(file, tmp_path / "bad.pt2", change))
+    assert not RAN
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04" + bytes(60)])
+def test_other_files_are_refused(tmp_path, content):
+    (tmp_path / "x.pt2").write_bytes(content)
+    with pytest.raises(ValueError, match="expected a file written by `save_detector`"):
+        load_detector(tmp_path / "x.pt2")
+
+
+def test_checkpoints_and_other_exports_are_refused(tmp_path):
+    torch.save(Near(3).state_dict(), tmp_path / "weights.pt")
+    program = torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(program, tmp_path / "other.pt2")
+    for name in ("weights.pt", "other.pt2"):
+        with pytest.raises(ValueError, match="save_detector"):
+            load_detector(tmp_path / name)
+
+
+def test_detectors_that_cannot_be_traced_say_so(tmp_path):
+    class Frozen(nn.Module):
+        def anomaly_score(self, images):
+            return images.float().mean(1) * len(str(images.sum().item() ** 2))
+
+    class Jump(nn.Module):
+        def anomaly_score(self, images):
+            return images.float().mean(1) if images.sum() > 0 else images[:, 0].float()
+
+    for detector in (Frozen(), Jump()):
+        with pytest.raises(ValueError, match="torch.export can trace|other scores"):
+            save_detector(detector, tmp_path / "x.pt2", (32, 32))
+    with pytest.raises(ValueError, match="tile"):
+        save_detector(Near(), tmp_path / "x.pt2", (32, 8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_agrees_with_the_original_or_says_what_is_missing(tmp_path):
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match="onnx and onnxscript"):
+            export_onnx(Near(), tmp_path / "x.onnx", (32, 48))
+        return
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(export_onnx(Near(), tmp_path / "x.onnx", (32, 48)))
+    x = torch.stack([noise(32, 48, seed=k) for k in range(5)])
+    (scores,) = session.run(["scores"], {"images": x.numpy()})
+    assert np.abs(scores - Near().anomaly_score(x).numpy()).max() < 1e-4
+
+
+def test_heat_maps_mean_the_same_on_every_image():
+    image, known = np.full((8, 8, 3), 100, np.uint8), Calibration(2.0, 0.1, 1.0, 9)
+    cold, warm = (heat_map(image, np.full((8, 8), s), known) for s in (1.0, 3.0))
+    assert (cold == 75).all() and (warm[:, :, 0] == 255).all() and warm.dtype == np.uint8
+    half = np.where(np.arange(8) < 4, 0.0, 5.0) * np.ones((8, 1))
+    assert (heat_map(image, half, known)[:, 4] == (0, 255, 255)).all()
+    assert heat_map(image, half).shape == (8, 8, 3)
+
+
+# -------------------------------------------------------------------------------------------------------------- folders
+
+
+def picture(path, height=40, width=60, seed=0, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(height, width, seed=seed).permute(1, 2, 0).numpy()).convert(mode).save(path)
+    return path
+
+
+def png16(path):
+    "A PNG with three channels of 16 bits, which PIL cannot write."
+    import struct
+    import zlib
+
+    part = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    rows = zlib.compress(b"".join(b"\0" + bytes(6 * 32) for _ in range(32)))
+    head = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", rows) + part(b"IEND", b""))
+
+
+@pytest.fixture
+def faults(tmp_path):
+    "A folder with three good images and many bad ones; how many."
+    photos = tmp_path / "photos"
+    picture(photos / "good.png")
+    picture(photos / "deep" / "er" / "good.jpg", 20, 200, 1)
+    picture(photos / "grey.webp", mode="L")
+    picture(photos / "tiny.png", 3, 300)
+    picture(photos / "good.bmp", seed=2)  # the same name as good.png
+    picture(photos / "cmyk.jpg", mode="CMYK")
+    picture(photos / "one_bit.png", mode="1")
+    Image.fromarray(np.zeros((40, 40), np.uint16)).save(photos / "depth.png")
+    png16(photos / "colour16.png")
+    whole = picture(photos / "half.jpg").read_bytes()
+    (photos / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "text.jpeg").write_text("no image")
+    (photos / "readme.txt").write_text("not looked at")
+    (photos / ".hidden.png").write_text("neither")
+    (photos / "folder.png").mkdir()
+    return photos
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    monkeypatch.setattr(cli, "console", cli.Console(width=300))
+    monkeypatch.setattr(cli, "errors", cli.Console(width=300, stderr=True))
+    return lambda *words: CliRunner().invoke(cli.app, ["score", *map(str, words)])
+
+
+def lines(result):
+    return [line for line in result.stderr.splitlines() if line.startswith("error")]
+
+
+BAD = ("tiny.png", "good.png", "cmyk.jpg", "one_bit.png", "depth.png", "colour16.png", "half.jpg", "empty.png", "text.jpeg")
+
+
+def test_each_fault_costs_one_line_and_the_rest_is_scored(shell, faults, file, saved, tmp_path):
+    result = shell(faults, tmp_path / "gone.png", "--model", file, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    told = lines(result)
+    assert len(told) == len(BAD) + 1 and "3 scored, 0 kept, 10 failed" in result.stdout
+    for name in (*BAD, "gone.png"):
+        assert sum(f"{name}: " in line for line in told) == 1 or name == "good.png", name
+    made = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
+    names = ("deep/er/good", "good", "grey")
+    assert made == sorted(f"{name}{ending}" for name in names for ending in (".npz", "_heat.png"))
+    with np.load(tmp_path / "out/deep/er/good.npz", allow_pickle=False) as data:
+        image = torch.from_numpy(np.array(Image.open(faults / "deep/er/good.jpg"))).permute(2, 0, 1)
+        (expected,) = score_images(saved.score, [image], saved.tile, saved.overlap)
+        assert data["score"].dtype == np.float32 and np.allclose(data["score"], expected, atol=1e-6)
+    assert Image.open(tmp_path / "out/good_heat.png").size == (60, 40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_files_are_bad_files_and_nothing_else(data, tmp_path_factory):
+    kind = data.draw(st.sampled_from(["png", "jpeg", "webp", "bmp", "tiff"]))
+    buffer = io.BytesIO()
+    Image.fromarray(noise(24, 24).permute(1, 2, 0).numpy()).save(buffer, kind)
+    raw = bytearray(buffer.getvalue()[: data.draw(st.integers(0, len(buffer.getvalue())))])
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=4)):
+        if place < len(raw):
+            raw[place] = value
+    path = tmp_path_factory.getbasetemp() / f"damaged.{kind}"
+    path.write_bytes(raw)
+    try:
+        image, mask, digest = your_model._read(your_model.Job(path, "damaged"), False)
+        assert image.dtype == np.uint8 and image.ndim == 3 and mask is None
+    except your_model.BadFile as error:
+        assert "expected" in str(error)
+
+
+def test_masks_are_matched_judged_and_their_faults_told(shell, file, tmp_path):
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    truth, scores = [], []
+    for k, ending in enumerate((".png", "_mask.png", "_labels_semantic.png")):
+        picture(photos / "a" / f"{k}.jpg", seed=k)
+        mask = np.random.default_rng(k).choice([0, 1, 255], (40, 60)).astype(np.uint8)
+        (masks / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(masks / "a" / f"{k}{ending}")
+        truth.append(mask)
+    for k, bad in {"size": np.zeros((30, 60), np.uint8), "values": np.full((40, 60), 7, np.uint8),
+                   "mode": np.zeros((40, 60, 3), np.uint8)}.items():
+        picture(photos / f"{k}.png")
+        Image.fromarray(bad).save(masks / f"{k}.png")
+    picture(photos / "none.png")
+    result = shell(photos, "--model", file, "--out", tmp_path / "out", "--masks", masks)
+    assert result.exit_code == 1 and len(lines(result)) == 4 and "3 scored, 0 kept, 4 failed" in result.stdout
+    scores = [np.load(tmp_path / "out" / "a" / f"{k}.npz")["score"] for k in range(3)]
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    s, y = np.stack(scores).ravel(), np.stack(truth).ravel()
+    expected = [f(y[y != 255], s[y != 255]) for f in (average_precision_score, roc_auc_score)]
+    shown = [float(word) for word in result.stdout.split() if word.replace(".", "").isdigit() and "." in word]
+    assert [round(100 * v, 2) for v in expected] == pytest.approx(shown[-3:-1], abs=0.011)
+    again = shell(photos, "--model", file, "--out", tmp_path / "out", "--masks", masks)
+    assert "0 scored, 3 kept" in again.stdout and result.stdout.splitlines()[-2:] == again.stdout.splitlines()[-2:]
+
+
+def test_masks_beside_the_images_are_no_images(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.jpg")
+        picture(tmp_path / f"{name}_mask.png", mode="L")
+    jobs, errors = find_images([tmp_path], tmp_path / "out", tmp_path)
+    assert not errors and [(j.name, j.mask.name) for j in jobs] == [("a", "a_mask.png"), ("b", "b_mask.png")]
+
+
+def test_results_among_the_images_are_no_images(shell, file, tmp_path):
+    picture(tmp_path / "a.png")
+    for expected in ("1 scored, 0 kept", "0 scored, 1 kept"):
+        result = shell(tmp_path, "--model", file, "--out", tmp_path)
+        assert result.exit_code == 0 and expected in result.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "a.png", "a_heat.png"]
+
+
+def test_an_image_named_twice_is_scored_once(tmp_path):
+    path = picture(tmp_path / "a.png")
+    jobs, errors = find_images([tmp_path, path, path], tmp_path / "out")
+    assert len(jobs) == 1 and not errors
+
+
+def test_unreadable_folders_are_told(shell, file, tmp_path, monkeypatch):
+    picture(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "locked").mkdir()
+    scandir = os.scandir
+
+    def locked(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    result = shell(tmp_path / "photos", "--model", file, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "1 scored, 0 kept, 1 failed" in result.stdout
+    assert "locked: expected a readable folder; Permission denied" in lines(result)[0]
+
+
+@pytest.mark.parametrize("model", ["gone.pt2", "text.pt2", "."])
+def test_senseless_requests_end_with_2_and_write_nothing(shell, tmp_path, model):
+    picture(tmp_path / "photos" / "a.png")
+    (tmp_path / "text.pt2").write_text("no model")
+    result = shell(tmp_path / "photos", "--model", tmp_path / model, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and len(lines(result)) == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["--device", "quantum"], ["--device", "cuda"], ["--masks", "/nowhere"], ["--batch", "0"]])
+def test_senseless_options_end_with_2(shell, file, tmp_path, words):
+    if words == ["--device", "cuda"] and torch.cuda.is_available():
+        pytest.skip("cuda makes sense here")
+    picture(tmp_path / "photos" / "a.png")
+    result = shell(tmp_path / "photos", "--model", file, "--out", tmp_path / "out", *words)
+    assert result.exit_code == 2 and "Traceback" not in result.output and not (tmp_path / "out").exists()
+    assert "written by" not in result.output  # the model is not to blame
+
+
+def test_no_images_ends_with_2(shell, file, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = shell(tmp_path / "empty", "--model", file, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "no images found" in result.output
+
+
+def test_changed_images_changed_models_and_broken_results_are_scored_again(shell, file, tmp_path):
+    for name in "abc":
+        picture(tmp_path / "photos" / f"{name}.png")
+    words = [tmp_path / "photos", "--model", file, "--out", tmp_path / "out"]
+    shell(*words)
+    picture(tmp_path / "photos" / "a.png", seed=5)
+    (tmp_path / "out" / "b.npz").write_bytes((tmp_path / "out" / "b.npz").read_bytes()[:100])
+    assert "2 scored, 1 kept" in shell(*words).stdout
+    assert "3 scored, 0 kept" in shell(*words, "--fresh").stdout
+    save_detector(Near(2), tmp_path / "other.pt2", (32, 48))
+    assert "3 scored" in shell(tmp_path / "photos", "--model", tmp_path / "other.pt2", "--out", tmp_path / "out").stdout
+
+
+def test_another_threshold_draws_again_without_scoring(shell, file, tmp_path):
+    picture(tmp_path / "photos" / "a.png")
+    words = [tmp_path / "photos", "--model", file, "--out", tmp_path / "out"]
+    assert "1 scored" in shell(*words, "--no-overlay").stdout and not (tmp_path / "out/a_heat.png").exists()
+    assert "1 kept" in shell(*words).stdout
+    first = (tmp_path / "out/a_heat.png").read_bytes()
+    assert "1 kept" in shell(*words, "--threshold", "0.7").stdout
+    assert (tmp_path / "out/a_heat.png").read_bytes() != first
+
+
+def test_scores_that_are_no_numbers_are_a_failure(saved, tmp_path):
+    jobs, _ = find_images([picture(tmp_path / "a.png")], tmp_path / "out")
+    broken = saved._replace(score=lambda x: saved.score(x) * float("nan"))
+    (outcome,) = score_files(broken, jobs, tmp_path / "out")
+    assert outcome.state == "failed" and "finite" in outcome.error and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_no_half_file(shell, file, tmp_path, monkeypatch):
+    for name in "abc":
+        picture(tmp_path / "photos" / f"{name}.png")
+    fdopen, room = os.fdopen, [9000]
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, data):
+            room[0] -= len(data)
+            self.file.write(bytes(data)[: max(0, len(data) + min(0, room[0]))])
+            if room[0] < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    words = [tmp_path / "photos", "--model", file, "--out", tmp_path / "out", "--no-overlay"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdopen", lambda handle, mode: Full(fdopen(handle, mode)))
+        result = shell(*words)
+    assert result.exit_code == 1 and len(lines(result)) == 1 and "No space left on device" in result.stderr
+    assert not list((tmp_path / "out").glob("*.tmp"))
+    for path in (tmp_path / "out").glob("*.npz"):
+        np.load(path, allow_pickle=False)["score"]
+    done = len(list((tmp_path / "out").glob("*.npz")))
+    assert f"{3 - done} scored, {done} kept" in shell(*words).stdout
+
+
+def test_a_folder_in_the_way_costs_one_file(shell, file, tmp_path):
+    for name in "ab":
+        picture(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "out" / "a.npz" / "x").mkdir(parents=True)
+    result = shell(tmp_path / "photos", "--model", file, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "1 scored, 0 kept, 1 failed" in result.stdout and len(lines(result)) == 1
+
+
+def test_killed_in_the_middle_a_second_run_finishes_and_leaves_no_half_file(shell, file, tmp_path):
+    for k in range(60):
+        picture(tmp_path / "photos" / f"{k:03}.png", 120, 160, k)
+    out = tmp_path / "out"
+    words = ["score", tmp_path / "photos", "--model", file, "--out", out]
+    call = [sys.executable, "-c", "from densegen.course.cli import main; main()", *map(str, words)]
+    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(out.glob("*.npz"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(out.glob("*.npz")))
+    assert 3 <= done < 60
+    for path in out.glob("*.npz"):
+        assert np.load(path, allow_pickle=False)["score"].shape == (120, 160)
+    (out / "059.npzabcd1234.tmp").write_bytes(b"half of a result")
+    second = shell(*words[1:])
+    assert second.exit_code == 0 and f"{60 - done} scored, {done} kept, 0 failed" in second.stdout
+    assert sorted(p.suffix for p in out.iterdir()) == [".npz"] * 60 + [".png"] * 60
+
+
+def test_the_note_in_the_file_is_plain_json(file):
+    with zipfile.ZipFile(file) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith("densegen.json")]
+        note = json.loads(archive.read(name))
+    assert note == {"tile": [32, 48], "overlap": 12,
+                    "calibration": {"threshold": 0.2, "rate": 0.1, "centre": 0.0, "pixels": 9}}
