@@ -97,6 +97,12 @@ def test_small_and_executed(path):
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.parametrize("path", by_name(NOTEBOOKS))
+def test_no_output_widgets(path):
+    "They can make a notebook wait for ever when a program executes it; `explore` does without."
+    assert not [c.source for c in code_cells(path) if re.search(r"\b(interact|Output)\(", c.source)]
+
+
 @pytest.mark.parametrize("path", by_name(LECTURES))
 def test_cells_are_small(path):
     lengths = [len(c.source.strip().splitlines()) for c in code_cells(path)]

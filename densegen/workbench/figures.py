@@ -136,7 +136,7 @@ def _png() -> bytes:
 def explore(
     draw: Callable,  # draw(**values) draws into pyplot's current figure
     **controls,  # name -> widget with a `value`
-):  # a box with the controls and the picture
+) -> "ipywidgets.VBox":  # the controls and the picture
     "A figure that is drawn again whenever a control changes; needs ipywidgets."
     from ipywidgets import Image, VBox
 
