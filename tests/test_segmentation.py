@@ -81,6 +81,7 @@ def test_features_and_logits(make, size):
     assert isinstance(output, Dense) and output.logits.shape == (2, 4, *size)
     assert len(output.features) >= 2 and all(f.ndim == 4 and len(f) == 2 for f in output.features)
     assert output.logits.dtype == torch.float32 and output.logits.isfinite().all()
+    assert torch.equal(F.interpolate(output.coarse, size, mode="bilinear", align_corners=False), output.logits)
 
 
 @models
@@ -272,4 +273,4 @@ def test_real_segformer_if_installed():
 
 
 def test_contract_is_named():
-    assert issubclass(Ladder, SegmentationModel) and Dense._fields == ("logits", "features")
+    assert issubclass(Ladder, SegmentationModel) and Dense._fields == ("logits", "features", "coarse")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from densegen.anomaly.scores import auroc
 from densegen.dense.dense_hybrid import DenseHybrid
-from densegen.dense.segmentation import Ladder
+from densegen.dense.segmentation import Dense, Ladder, SegmentationModel
 from densegen.dense.streets import NEGATIVES, VOID, streets
 from densegen.dense.two_heads import OUTLIER, TwoHeads, fine_tune, mixed_batches
 
@@ -110,15 +110,42 @@ def test_importing_loads_no_other_library():
 def test_hybrid_score_and_its_parts(scenes):
     model = DenseHybrid(small(), 6).eval()
     posterior, density = model.parts(scenes.images)
-    logits, _ = model.heads(scenes.images)
-    assert torch.allclose(density, logits.exp().sum(1).log(), atol=1e-4)
-    assert torch.allclose(model.anomaly_score(scenes.images), posterior - density)
-    assert torch.allclose(posterior, TwoHeads.anomaly_score(model, scenes.images))
+    dense = model.model(scenes.images)
+    fit = lambda x: F.interpolate(x[:, None], scenes.images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    assert torch.allclose(density, fit(dense.coarse.exp().sum(1).log()), atol=1e-4)
+    assert torch.allclose(posterior, fit(model.outlier(dense.features[-1]).log_softmax(1)[:, 1]), atol=1e-5)
+    assert torch.allclose(model.anomaly_score(scenes.images), posterior - density, atol=1e-4)
+    assert torch.equal(model.score(dense), model.anomaly_score(scenes.images))
     with torch.no_grad():
         model.model.head.bias += 1000.0
         model.outlier[2].bias += torch.tensor([300.0, 0.0])
     score = model.anomaly_score(scenes.images)
     assert score.isfinite().all() and score.dtype == torch.float32 and len(score.unique()) > 100
+
+
+def test_hybrid_without_coarse_logits_and_with_coarser_features(scenes):
+    "A model of the user's may hand out full-size logits only, or features on another grid than its logits."
+
+    class Other(SegmentationModel):
+        def __init__(self, coarse):
+            super().__init__()
+            self.low, self.high, self.coarse = torch.nn.Conv2d(3, 6, 8, 8), torch.nn.Conv2d(3, 11, 1), coarse
+
+        def forward(self, images):
+            x = self.normalized(images)
+            coarse = self.high(x[:, :, ::4, ::4])
+            full = F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)
+            return Dense(full, (self.low(x),), coarse if self.coarse else None)
+
+    torch.manual_seed(0)
+    for coarse in (True, False):
+        model = DenseHybrid(Other(coarse), 6).eval()
+        density = model.parts(scenes.images)[1]
+        dense = model.model(scenes.images)
+        lse = dense.coarse.logsumexp(1) if coarse else dense.logits.logsumexp(1)
+        expected = F.interpolate(lse[:, None], scenes.images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+        assert torch.allclose(density, expected, atol=1e-5)
+        assert all(v.isfinite() for v in model.train().loss((scenes.images, scenes.labels)).values())
 
 
 def test_hybrid_loss_lowers_the_density_of_negatives_only(scenes):
@@ -127,7 +154,8 @@ def test_hybrid_loss_lowers_the_density_of_negatives_only(scenes):
     labels[:, 20:40, 20:40] = OUTLIER
     terms = model.loss((scenes.images, labels))
     logits, odds = model.heads(scenes.images)
-    expected = logits.logsumexp(1)[labels == OUTLIER].mean()
+    lse = model.model(scenes.images).coarse.logsumexp(1)[:, None]
+    expected = F.interpolate(lse, labels.shape[1:], mode="bilinear", align_corners=False)[:, 0][labels == OUTLIER].mean()
     assert terms["density"].item() == pytest.approx(beta * expected.item(), rel=1e-4)
     plain = TwoHeads(model.model, 6, 10 * beta).eval()
     plain.outlier = model.outlier

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..anomaly.scores import rank_metrics
 from .dense_hybrid import DenseHybrid, HybridHalf
 from .embedding_density import ODIN, ColourDistance, EmbeddingDensity, LogitDetector, PositionPrior
 from .metrics import ComponentMetrics, best_f1_threshold
-from .segmentation import batches, train_ladder
+from .resynthesis import train_resynthesis
+from .segmentation import LiteEncoder, batches, train_ladder
 from .streets import VOID, DenseSet
 from .synthetic_negatives import NFlowJS, PatchFlow, crop_batches, synthetic_batches
 from .two_heads import TwoHeads, fine_tune, mixed_batches
@@ -34,13 +35,16 @@ class Workshop:
     tune_steps: int = 150  # updates of each fine-tuning
     crop: tuple[int, int] = (96, 160)  # height and width of training crops
     zoom: tuple[float, float] = (0.8, 1.4)  # range of the magnification
+    weights: dict[str, Tensor] | None = None  # of a pretrained encoder, as from `lite0_weights`
 
     @cached_property
     def closed(self):
         "The segmentation model without any negatives."
         torch.manual_seed(self.seed)
-        data = self.train
-        return train_ladder(data.images, data.labels, len(data.names), self.closed_steps, self.crop, self.zoom)
+        data, recipe = self.train, {"size": self.crop, "zoom": self.zoom}
+        if self.weights:
+            recipe |= {"encoder": LiteEncoder(self.weights), "lr": 3e-3}
+        return train_ladder(data.images, data.labels, len(data.names), self.closed_steps, **recipe)
 
     @cached_property
     def nflow(self) -> NFlowJS:
@@ -50,8 +54,12 @@ class Workshop:
         draw = crop_batches(self.train.images)
         flow = PatchFlow().initialize(draw(32, torch.Generator().manual_seed(self.seed)))
         fit(flow, draw, steps=2 * self.tune_steps, batch_size=32, clip=50.0, schedule=cosine())
-        ordinary = batches((self.train.images, self.train.labels, 1.0), size=self.crop, zoom=self.zoom)
-        return self.tuned(lambda model: NFlowJS(model, flow), ordinary)
+        return self.tuned(lambda model: NFlowJS(model, flow), self.ordinary)
+
+    @property
+    def ordinary(self) -> Callable:
+        "Batches without anything foreign."
+        return batches((self.train.images, self.train.labels, 1.0), size=self.crop, zoom=self.zoom)
 
     @property
     def pasted(self) -> Callable:
@@ -86,6 +94,7 @@ DETECTORS: dict[str, Callable[[Workshop], nn.Module]] = {
     "energy": _logits("energy"),
     "ODIN": lambda s: ODIN(s.closed),
     "embedding density": lambda s: EmbeddingDensity(s.closed).fit(s.train.images, 2 * s.tune_steps),
+    "resynthesis": lambda s: train_resynthesis(s.closed, s.ordinary, len(s.train.names), s.tune_steps),
     "NFlowJS": lambda s: s.nflow,
     "two heads, synthetic": _tuned(TwoHeads, "synthetic"),
     "DenseHybrid, synthetic": _tuned(DenseHybrid, "synthetic"),

@@ -10,14 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .segmentation import SegmentationModel
-from .two_heads import OUTLIER, TwoHeads, _mean
-
-# %% ../../nbs/56_dense_hybrid.ipynb #c4195640
-def _log_density(logits: Tensor) -> Tensor:
-    "log p(x) without its constant, float32 [B, H, W]: f_0 - log P(0 | x), one pass, faster than `logsumexp` on a CPU."
-    f = logits.float().contiguous()
-    return f[:, 0] - f.log_softmax(1)[:, 0]
+from .segmentation import Dense, SegmentationModel
+from .two_heads import OUTLIER, TwoHeads, _mean, resized
 
 # %% ../../nbs/56_dense_hybrid.ipynb #a4a81523
 class DenseHybrid(TwoHeads):
@@ -32,22 +26,34 @@ class DenseHybrid(TwoHeads):
         super().__init__(model, channels, 10 * beta)
         self.density = beta
 
+    def beliefs(self, dense: Dense) -> tuple[Tensor, Tensor]:
+        "Log-odds of an outlier, and log p(x) without its constant; float32 [B, h, w] on the grid of the coarse logits."
+        logits = dense.logits if dense.coarse is None else dense.coarse
+        density = logits.float().logsumexp(1)
+        return resized(self.log_odds(dense), density.shape[1:]), density
+
     def loss(self, batch):
         images, labels = batch
-        logits, odds = self.heads(images)
-        lowered = _mean(_log_density(logits), labels == OUTLIER)
-        return self.terms(logits, odds, labels) | {"density": self.density * lowered}
+        dense = self.model(images)
+        odds, density = (resized(belief, labels.shape[1:]) for belief in self.beliefs(dense))
+        lowered = self.density * _mean(density, labels == OUTLIER)
+        return self.terms(dense.logits, odds, labels) | {"density": lowered}
 
     @torch.no_grad()
     def parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "log P(d_out | x) and log p(x) without its constant, float32 [B, H, W] each."
-        logits, odds = self.heads(images)
-        return F.logsigmoid(odds), _log_density(logits)
+        odds, density = self.beliefs(self.model(images))
+        return resized(F.logsigmoid(odds), images.shape[2:]), resized(density, images.shape[2:])
 
+    @torch.no_grad()
     def anomaly_score(self, images: Tensor) -> Tensor:
         "log P(d_out | x) - log p(x), float32 [B, H, W]: higher is more anomalous."
-        posterior, density = self.parts(images)
-        return posterior - density
+        return self.score(self.model(images))
+
+    def score(self, dense: Dense) -> Tensor:
+        "The anomaly score from what the model has said already: segmentation and score from one pass."
+        odds, density = self.beliefs(dense)
+        return resized(F.logsigmoid(odds) - density, dense.logits.shape[2:])
 
 # %% ../../nbs/56_dense_hybrid.ipynb #327c3af5
 class HybridHalf(nn.Module):
