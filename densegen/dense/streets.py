@@ -1768,12 +1768,15 @@ def _open(path: Path):
 
     try:
         with Image.open(path) as picture:
+            deep = picture.mode[0] != "I" and any(";16" in str(part) for part in picture.tile)  # Pillow drops a byte
             picture.load()
-            return picture
     except FileNotFoundError as error:
         raise BadFile(f"{path}: expected an image file; there is none") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadFile(f"{path}: expected a whole image file; it could not be decoded ({error})") from error
+    if deep:
+        raise BadFile(f"{path}: expected 8 bits a channel; got 16")
+    return picture
 
 # %% ../../nbs/50_streets.ipynb #ba747a78
 def read_mask(
