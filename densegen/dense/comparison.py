@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..anomaly.scores import rank_metrics
 from .dense_hybrid import DenseHybrid, HybridHalf
 from .embedding_density import ODIN, ColourDistance, EmbeddingDensity, LogitDetector, PositionPrior
 from .metrics import ComponentMetrics, best_f1_threshold
 from .resynthesis import train_resynthesis
-from .segmentation import LiteEncoder, batches, train_ladder
+from .segmentation import batches, train_ladder
 from .streets import VOID, DenseSet
 from .synthetic_negatives import NFlowJS, PatchFlow, crop_batches, synthetic_batches
 from .two_heads import TwoHeads, fine_tune, mixed_batches
@@ -35,16 +35,13 @@ class Workshop:
     tune_steps: int = 150  # updates of each fine-tuning
     crop: tuple[int, int] = (96, 160)  # height and width of training crops
     zoom: tuple[float, float] = (0.8, 1.4)  # range of the magnification
-    weights: dict[str, Tensor] | None = None  # of a pretrained encoder, as from `lite0_weights`
 
     @cached_property
     def closed(self):
         "The segmentation model without any negatives."
         torch.manual_seed(self.seed)
-        data, recipe = self.train, {"size": self.crop, "zoom": self.zoom}
-        if self.weights:
-            recipe |= {"encoder": LiteEncoder(self.weights), "lr": 3e-3}
-        return train_ladder(data.images, data.labels, len(data.names), self.closed_steps, **recipe)
+        data = self.train
+        return train_ladder(data.images, data.labels, len(data.names), self.closed_steps, self.crop, self.zoom)
 
     @cached_property
     def nflow(self) -> NFlowJS:
