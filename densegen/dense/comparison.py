@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..anomaly.scores import rank_metrics
 from .dense_hybrid import DenseHybrid, HybridHalf
@@ -24,6 +24,16 @@ from .segmentation import batches, train_ladder
 from .streets import VOID, DenseSet
 from .synthetic_negatives import NFlowJS, PatchFlow, crop_batches, synthetic_batches
 from .two_heads import TwoHeads, fine_tune, mixed_batches
+
+# %% ../../nbs/58_comparison.ipynb #16147043
+def _patch_flow(images: Tensor, steps: int, seed: int) -> PatchFlow:
+    "A flow of patches, trained on crops of the images."
+    from densegen.workbench.training import cosine, fit
+
+    draw = crop_batches(images)
+    flow = PatchFlow().initialize(draw(32, torch.Generator().manual_seed(seed)))
+    fit(flow, draw, steps=steps, batch_size=32, clip=50.0, schedule=cosine())
+    return flow
 
 # %% ../../nbs/58_comparison.ipynb #882a0d35
 @dataclass
@@ -40,17 +50,13 @@ class Workshop:
     def closed(self):
         "The segmentation model without any negatives."
         torch.manual_seed(self.seed)
-        data = self.train
-        return train_ladder(data.images, data.labels, len(data.names), self.closed_steps, self.crop, self.zoom)
+        pairs, classes = (self.train.images, self.train.labels), len(self.train.names)
+        return train_ladder(*pairs, classes, self.closed_steps, self.crop, self.zoom)
 
     @cached_property
     def nflow(self) -> NFlowJS:
         "The joint training of a copy of the model and a flow of patches."
-        from densegen.workbench.training import cosine, fit
-
-        draw = crop_batches(self.train.images)
-        flow = PatchFlow().initialize(draw(32, torch.Generator().manual_seed(self.seed)))
-        fit(flow, draw, steps=2 * self.tune_steps, batch_size=32, clip=50.0, schedule=cosine())
+        flow = _patch_flow(self.train.images, 2 * self.tune_steps, self.seed)
         return self.tuned(lambda model: NFlowJS(model, flow), self.ordinary)
 
     @property

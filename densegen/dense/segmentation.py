@@ -94,6 +94,8 @@ class _Pyramid(nn.Module):
 class _Encoder(nn.Module):
     "Images to maps at 1/4, 1/8, 1/16 and 1/32."
 
+    mean, std = SegmentationModel.mean, SegmentationModel.std
+
     def __init__(self, widths: tuple[int, ...]):
         super().__init__()
         w, self.widths = widths, widths[1:]
@@ -141,12 +143,10 @@ class Ladder(SegmentationModel):
         encoder: nn.Module | None = None,  # another one, with `widths`, `mean`, `std`, as `LiteEncoder`
     ):
         super().__init__()
-        self.encoder = encoder or _Encoder(widths)
-        if encoder:
-            self.mean, self.std = encoder.mean, encoder.std
+        self.dice, self.encoder = dice, encoder or _Encoder(widths)
+        self.mean, self.std = self.encoder.mean, self.encoder.std
         self.decoder = _Decoder(self.encoder.widths, rungs)
         self.head, self.aid = nn.Conv2d(rungs[2], classes, 1), nn.Conv2d(rungs[1], classes, 1)
-        self.dice = dice
         self.register_buffer("weights", torch.ones(classes) if weights is None else weights.clone())
 
     def forward(self, images):
@@ -262,7 +262,8 @@ class LiteEncoder(nn.Module):
 
     widths, pace = (24, 40, 112, 192), 0.2  # channels of the maps; share of the learning rate, see `adamw`
     mean, std = _IMAGENET["mean"], _IMAGENET["std"]
-    table = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 2))
+    table = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2))  # expansion, filter, stride, channels, blocks
+    table += ((6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 2))
 
     def __init__(
         self,
