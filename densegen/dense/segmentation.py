@@ -342,6 +342,7 @@ def train_ladder(
     zoom: tuple[float, float] = (0.8, 1.4),  # range of the magnification
     gamma: float = 0.5,  # of the class weights
     lr: float = 4e-3,  # at its highest
+    whole: int = 0,  # updates after that on whole frames, six at a time, where the rate falls
     rendered: tuple[Tensor, Tensor, float] | None = None,  # more images and labels, and their share of a batch
     **options,  # of `Ladder`
 ) -> Ladder:  # in evaluation mode
@@ -351,8 +352,12 @@ def train_ladder(
     model = Ladder(classes, weights=class_weights(labels, classes, gamma), **options)
     model.to(memory_format=torch.channels_last)
     sets = [(images, labels, 1.0), *([rendered] if rendered else [])]
-    once = {"lr": lr, "optimizer": adamw(model), "schedule": cosine(warmup=0.1), "label": "ladder"}
-    fit(model, batches(*sets, size=size, zoom=zoom), steps=steps, batch_size=8, **once)
+    phases = [(steps, 8, size, zoom)] + [(whole, 6, tuple(images.shape[2:]), (0.8, 1.6))] * bool(whole)
+    for k, (n, batch, crop, spread) in enumerate(phases):
+        last, warmup = k == len(phases) - 1, 0.1 if k == 0 else 0.0
+        schedule = cosine(warmup) if last else lambda done: min(1.0, done / 0.1)
+        draw = batches(*sets, size=crop, zoom=spread)
+        fit(model, draw, steps=n, batch_size=batch, lr=lr, optimizer=adamw(model), schedule=schedule, label="ladder")
     return model
 
 # %% ../../nbs/51_segmentation.ipynb #dadadeb5
