@@ -346,7 +346,7 @@ def train_ladder(
     rendered: tuple[Tensor, Tensor, float] | None = None,  # more images and labels, and their share of a batch
     **options,  # of `Ladder`
 ) -> Ladder:  # in evaluation mode
-    "A ladder trained as in this lecture: balanced, augmented, batches of 8, one cycle of AdamW."
+    "A ladder trained as in this lecture: balanced, augmented, batches of 8, one cycle of the rate."
     from densegen.workbench.training import cosine, fit
 
     model = Ladder(classes, weights=class_weights(labels, classes, gamma), **options)
