@@ -36,6 +36,12 @@ def toctrees() -> str:
     return "\n\n".join(block.format(caption=c, pages="\n".join(p)) for c, p in zip(captions, pages) if p)
 
 
+def alternative_text(cell: dict) -> str | None:
+    "What `caption` put into the metadata of a cell's picture."
+    found = [o.get("metadata", {}).get("image/png", {}).get("alt") for o in cell["outputs"]]
+    return next(filter(None, found), None)
+
+
 def prepare(app, page, source) -> None:
     "Hide imports and hidden exports behind a click, drop nbdev's directives, give the index its contents."
     notebook = json.loads(source[0])
@@ -46,10 +52,15 @@ def prepare(app, page, source) -> None:
         if cell["cell_type"] != "code":
             continue
         cell["source"] = code
+        if alt := alternative_text(cell):
+            cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
         if not code:
             cell["metadata"]["tags"] = ["remove-cell"]
         elif "export" in directives or re.match(r"(import|from) ", code):
             cell["metadata"]["tags"] = ["hide-input"]
+    if stamp := notebook["metadata"].get("densegen"):
+        line = f"*Run at scale {stamp['scale']} on {stamp['date']} in {stamp['seconds']} s.*"
+        notebook["cells"].insert(1, {"cell_type": "markdown", "id": "stamp", "metadata": {}, "source": line})
     if page == "index":
         contents = {"cell_type": "markdown", "id": "contents", "metadata": {}, "source": toctrees()}
         notebook["cells"].append(contents)

@@ -29,7 +29,9 @@ def test_run_prints_claims_with_measured_and_published_values(shell, root):  # n
     assert result.exit_code == 0 and "1 of 1 lectures" in result.output
     assert all(word in result.output for word in ("it holds", "0.1235", "0.12", "make lab", "make site"))
     listed = shell("lectures", "--scale", "smoke").output
-    assert "1 of 1" in listed and "Title of 10_a" in listed
+    assert "1 not judged" in listed and "Title of 10_a" in listed
+    assert shell("run", "--scale", "cpu").exit_code == 0
+    assert "1 of 1" in shell("lectures", "--scale", "cpu").output
 
 
 def test_one_failure_does_not_stop_the_others_and_ends_with_1(shell, root):  # noqa: F811

@@ -11,6 +11,8 @@ import nbformat
 import pytest
 from conftest import ROOT
 
+from densegen.course.runner import source_hash
+
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if not p.name.startswith("_"))
 LECTURES = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
 COURSE = [p for p in LECTURES if not p.name.startswith("9") and p.name != "00_notation.ipynb"]
@@ -95,6 +97,104 @@ def test_small_and_executed(path):
     assert not [o.ename for o in outputs if o.output_type == "error"]
     ids = [c.id for c in read(path).cells]
     assert len(ids) == len(set(ids))
+
+
+RUN = [p for p in NOTEBOOKS if p.stem != "index"]
+
+
+@pytest.mark.parametrize("path", by_name(RUN))
+def test_outputs_are_those_of_the_code(path):
+    stamp = read(path).metadata.get("densegen")
+    assert stamp, "no stamp: densegen run, then densegen keep"
+    assert stamp["code"] == source_hash(read(path)), "code changed after its run: densegen run, then densegen keep"
+    assert stamp["scale"] == "cpu"
+
+
+def names_in(node):
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def assigned(node):
+    "Names that a statement sets, whatever the form."
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+def statements(path):
+    return [s for c in code_cells(path) if not c.source.startswith("%") for s in ast.parse(c.source).body]
+
+
+def calls(node, name):
+    return [c for c in ast.walk(node) if isinstance(c, ast.Call) and isinstance(c.func, ast.Name) and c.func.id == name]
+
+
+def claims_on_tables(body):
+    "Claims of this run that are computed from a saved table, which no run can change."
+    tables, found = set(), []
+    for statement in body:
+        found += [ast.unparse(c.args[0]) for c in calls(statement, "claim") if names_in(c) & tables]
+        touched = calls(statement, "load_table") or (isinstance(statement, ast.Assign) and names_in(statement.value) & tables)
+        tables = tables | assigned(statement) if touched else tables - assigned(statement)
+    return found
+
+
+def chosen_on_the_test(body):
+    "What `fit(evaluate=...)` looks at, through lambdas and functions, may not be test data."
+    made = {name: s for s in body for name in assigned(s) | ({s.name} if isinstance(s, ast.FunctionDef) else set())}
+    values, found = [], []
+    for node in (n for s in body for n in ast.walk(s)):
+        if isinstance(node, ast.keyword) and node.arg == "evaluate":
+            values.append(node.value)
+        if isinstance(node, ast.Assign) and "evaluate" in [getattr(t, "id", None) for t in node.targets]:
+            values.append(node.value)
+        if isinstance(node, ast.Dict):
+            values += [v for k, v in zip(node.keys, node.values) if getattr(k, "value", None) == "evaluate"]
+    for value in values:
+        seen = names_in(value)
+        seen |= {name for n in seen & made.keys() for name in names_in(made[n])}
+        found += [name for name in seen if re.search(r"test|held", name)]
+    return found
+
+
+@pytest.mark.parametrize("path", by_name(LECTURES))
+def test_no_claim_of_this_run_stands_on_a_file(path):
+    assert not claims_on_tables(statements(path)), "use saved(...)"
+
+
+@pytest.mark.parametrize("path", by_name(NOTEBOOKS))
+def test_nothing_is_chosen_on_the_test(path):
+    assert not chosen_on_the_test(statements(path))
+
+
+def test_the_guards_see_what_they_guard_against():
+    body = lambda text: ast.parse(text).body
+    assert claims_on_tables(body("t = load_table('x')\nr = t[0]\nclaim('a', r['y'] > 1)")) == ["'a'"]
+    assert not claims_on_tables(body("t = load_table('x')\nsaved('a', t[0]['y'] > 1, t)\nt = 2\nclaim('b', t > 1)"))
+    assert chosen_on_the_test(body("e = lambda m: m(test_images)\nfit(m, d, steps=1, evaluate=e)")) == ["test_images"]
+    assert chosen_on_the_test(body("def f():\n    evaluate = lambda m: m(held.images)\n    o = {'evaluate': evaluate}"))
+    assert not chosen_on_the_test(body("e = lambda m: m(val_images)\nfit(m, d, steps=1, evaluate=e)"))
+
+
+@pytest.mark.parametrize("path", by_name(NOTEBOOKS))
+def test_spreads_divide_by_n_minus_1(path):
+    for call in [c for s in statements(path) for c in ast.walk(s) if isinstance(c, ast.Call)]:
+        if isinstance(call.func, ast.Attribute) and call.func.attr in ("std", "var") and ast.unparse(call.func.value) == "np":
+            assert {"ddof", "correction"} & {k.arg for k in call.keywords}, ast.unparse(call)
+
+
+ORDERS = r"\b(beats?|wins?|outperforms?|better than|worse than)\b"
+
+
+@pytest.mark.parametrize("path", by_name(RUN))
+def test_an_order_has_its_interval(path):
+    told = read(path).metadata.get("densegen", {}).get("claims", [])
+    assert not [c["claim"] for c in told if c["over"] == "one run" and re.search(ORDERS, c["claim"])]
+
+
+@pytest.mark.parametrize("path", by_name(RUN))
+def test_claims_show_few_digits(path):
+    tables = ["".join(o.get("data", {}).get("text/markdown", "")) for c in code_cells(path) for o in c.outputs]
+    reports = [t for t in tables if t.startswith("| claim | holds")]
+    assert not [m for t in reports for m in re.findall(r"\.0*[1-9]\d{4,}", t)]
 
 
 @pytest.mark.parametrize("path", by_name(NOTEBOOKS))

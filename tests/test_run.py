@@ -1,5 +1,6 @@
 """Scales, claims, and files written whole or not at all."""
 import json
+import re
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densegen.workbench import run as runs
+from densegen.workbench.compare import compare
 from densegen.workbench.run import (
     ClaimFailed,
     Scale,
@@ -17,6 +19,7 @@ from densegen.workbench.run import (
     repo_root,
     report,
     save_table,
+    saved,
     start,
     write_atomic,
 )
@@ -74,10 +77,54 @@ def test_false_claim_fails_from_scale_cpu_on(folder):
     assert [c["holds"] for c in saved] == [True, False] and saved[0]["measured"] == 1.5
 
 
-def test_false_claim_is_tolerated_at_smoke(folder):
+def test_nothing_is_judged_at_smoke(folder, capsys):
     start("smoke")
     claim("false", False)
-    assert "**no**" in report()._repr_markdown_()
+    claim("true", True)
+    shown = report()._repr_markdown_()
+    assert shown.count("not judged at smoke") == 2 and "**no**" not in shown and "yes" not in shown
+    assert [c["holds"] for c in json.loads((folder / "claims.json").read_text())["claims"]] == [None, None]
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "repo_root", lambda: tmp_path)
+    start("long", device="cpu")
+    save_table("t", [{"x": 1.0}])
+    return load_table("t")
+
+
+def test_what_stands_on_a_file_is_not_claimed_of_this_run(folder, table, capsys):
+    start("cpu")
+    claim("measured", True)
+    saved("kept", True, table, value=1.0)
+    saved("kept, measured again", True, table, here=False)
+    shown = report()._repr_markdown_()
+    assert shown.count(f"saved {table.provenance['date']}, scale long") == 2 and "**not here**" in shown
+    assert "1 of 1 hold in this run; 2 stand on a saved run" in capsys.readouterr().out
+    kinds = [(c["kind"], c["over"]) for c in json.loads((folder / "claims.json").read_text())["claims"]]
+    assert kinds == [("measured", "one run"), ("saved", "one run"), ("saved", "one run")]
+
+
+def test_a_sentence_that_its_table_denies_fails(folder, table):
+    start("cpu")
+    saved("denied", False, table)
+    with pytest.raises(ClaimFailed, match="denied"):
+        report()
+
+
+def test_a_comparison_tells_over_how_many_pairs(folder):
+    start("cpu")
+    gap = compare([1.0, 2.0, 3.0], [0.0, 1.0, 2.01])
+    claim("larger", gap.verdict == "more", value=gap)
+    report()
+    (entry,) = json.loads((folder / "claims.json").read_text())["claims"]
+    assert entry["over"] == "3 seeds" and entry["measured"].startswith("+0.997 (")
+
+
+@given(st.floats(1e-6, 1e6) | st.lists(st.floats(-1e6, 1e6), max_size=3) | st.dictionaries(st.text("ab"), st.floats(-9, 9)))
+def test_tables_show_four_digits(value):
+    assert not re.search(r"\.0*[1-9]\d{4,}", repr(Table([{"x": value}])))
 
 
 def test_a_claim_made_twice_counts_once(folder):

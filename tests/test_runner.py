@@ -151,21 +151,43 @@ def test_a_damaged_result_means_run_again(root, damage):
 def test_claims_of_the_run_are_in_the_result(root):
     cells = ["from densegen.workbench.run import *", "start(scale)", "claim('one', True, value=0.5, reference='a paper')", "report()"]
     result = runner.execute(write(root, "10_a", *cells), "cpu", root=root)
-    assert result.claims == [{"claim": "one", "holds": True, "measured": 0.5, "published": "a paper"}]
+    expected = {"claim": "one", "kind": "measured", "holds": True, "measured": 0.5, "published": "a paper", "over": "one run"}
+    assert result.claims == [expected]
     cells[2] = "claim('one', False)"
     assert runner.execute(write(root, "10_a", *cells), "cpu", root=root).error["error"] == "ClaimFailed"
 
 
-def test_keep_copies_only_where_id_and_source_agree(root):
-    lecture = write(root, "10_a", "print('a')", "print('b')", "import sys; print('c', file=sys.stderr)")
+def test_keep_stamps_and_refuses_a_run_of_other_code(root):
+    lecture = write(root, "10_a", "print('a')", "import sys; print('c', file=sys.stderr)")
+    result = runner.execute(lecture, "smoke", root=root)
+    runner.keep(result, lecture)
+    kept = lecture.read()
+    texts = [[o.get("text") for o in c.outputs] for c in kept.cells if c.cell_type == "code"]
+    assert texts == [[], ["a\n"], []]
+    assert all(c.execution_count is None for c in kept.cells if c.cell_type == "code")
+    stamp = kept.metadata["densegen"]
+    assert stamp["code"] == runner.source_hash(kept) and stamp["scale"] == "smoke" and stamp["date"]
+    kept.cells[2].source = "print('changed')"
+    nbformat.write(kept, lecture.path)
+    with pytest.raises(ValueError, match="got one of other code"):
+        runner.keep(result, lecture)
+    assert "'changed'" in lecture.path.read_text() and '"a\\n"' in lecture.path.read_text()
+
+
+def test_prose_may_change_after_a_run(root):
+    lecture = write(root, "10_a", "print('a')")
     result = runner.execute(lecture, "smoke", root=root)
     notebook = lecture.read()
-    notebook.cells[3].source = "print('changed')"
+    notebook.cells[0].source = "# Another title"
     nbformat.write(notebook, lecture.path)
-    runner.keep(Path(result.notebook), lecture)
-    texts = [[o.get("text") for o in c.outputs] for c in lecture.read().cells if c.cell_type == "code"]
-    assert texts == [[], ["a\n"], [], []]
-    assert all(c.execution_count is None for c in lecture.read().cells if c.cell_type == "code")
+    assert runner.keep(result, lecture) == 1
+
+
+def test_keep_leaves_the_words_of_a_picture(root):
+    source = "from IPython.display import display, Image; display(Image(b'x', format='png'), metadata={'image/png': {'alt': 'a dot', 'width': 3}})"
+    lecture = write(root, "10_a", source)
+    runner.keep(runner.execute(lecture, "smoke", root=root), lecture)
+    assert lecture.read().cells[-1].outputs[0].metadata == {"image/png": {"alt": "a dot"}}
 
 
 def test_progress_reaches_the_watcher(root):

@@ -74,6 +74,14 @@ def _table(title: str, *columns: str) -> RichTable:
         table.add_column(column, overflow="fold")
     return table
 
+# %% ../../nbs/92_cli.ipynb #4cf4b09c
+def _held(claims: list[dict]) -> str:
+    "How many claims held in this run, and how many statements stand on a saved one."
+    fresh, kept = ([c for c in claims if c["kind"] == kind] for kind in ("measured", "saved"))
+    judged = all(c["holds"] is not None for c in fresh)
+    said = f"{sum(c['holds'] for c in fresh)} of {len(fresh)}" if judged else f"{len(fresh)} not judged"
+    return said + (f", {len(kept)} saved" if kept else "")
+
 # %% ../../nbs/92_cli.ipynb #c14f86cf
 def _last(lecture: runner.Lecture, scale: Scale) -> tuple[str, str]:
     "When a lecture was last run at its usual parameters, and how many claims held."
@@ -82,8 +90,7 @@ def _last(lecture: runner.Lecture, scale: Scale) -> tuple[str, str]:
     if found is None:
         return "", ""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / "result.json").stat().st_mtime))
-    held = sum(c["holds"] for c in found[1].claims)
-    return f"{when}, {found[1].status}", f"{held} of {len(found[1].claims)}"
+    return f"{when}, {found[1].status}", _held(found[1].claims)
 
 # %% ../../nbs/92_cli.ipynb #8a798aca
 @app.command()
@@ -129,7 +136,7 @@ def _run_one(lecture, number, count, show, **options) -> runner.Result:
     result = runner.execute(lecture, watch=watch, **options)
     show(number, "")
     colour = "green" if result.ok else "bold red"
-    held = f"{sum(c['holds'] for c in result.claims)} of {len(result.claims)} claims hold" if result.claims else ""
+    held = f"claims: {_held(result.claims)}" if result.claims else ""
     status = f"[{colour}]{result.status:9}[/]"
     console.print(f"\\[{number}/{count}] {lecture.name:22} {status} {result.seconds:6.1f} s  {held}", highlight=False)
     return result
@@ -143,7 +150,8 @@ def _show_claims(results: list[runner.Result]) -> None:
     table = _table("\nclaims", "lecture", "claim", "measured", "published", "holds")
     for result in results:
         for c in result.claims:
-            holds = "[green]yes[/]" if c["holds"] else "[bold red]no[/]"
+            holds = {True: "[green]yes[/]", False: "[bold red]no[/]", None: "not judged"}[c["holds"]]
+            holds += f", saved {c['run']}" if c["kind"] == "saved" else ""
             table.add_row(result.name, c["claim"], _plain(c["measured"]), _plain(c["published"]), holds)
     console.print(table)
 
@@ -232,7 +240,10 @@ def keep(
         found = runner.last_result(folder)
         if found is None or not found[1].ok:
             raise fail(f"{lecture.name}: no finished run at scale {scale.value}; run it first", 1)
-        cells = runner.keep(Path(found[1].notebook), lecture)
+        try:
+            cells = runner.keep(found[1], lecture)
+        except ValueError as error:
+            raise fail(str(error), 1) from None
         console.print(f"{lecture.name}: outputs of {cells} cells", highlight=False)
 
 # %% ../../nbs/92_cli.ipynb #364b311a

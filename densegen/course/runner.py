@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'Lecture', 'lectures', 'UnknownName', 'nearest', 'find', 'parameters', 'checked', 'fingerprint', 'Result',
-           'folder_of', 'last_result', 'failure', 'execute', 'keep']
+           'folder_of', 'last_result', 'failure', 'execute', 'source_hash', 'keep']
 
 # %% ../../nbs/90_runner.ipynb #cced70ad
 import ast
@@ -146,6 +146,8 @@ class Result:
     notebook: str  # the executed notebook
     claims: list[dict] = field(default_factory=list)
     error: dict | None = None  # number and source of the failing cell, and the error
+    scale: str = ""
+    date: str = ""  # of the run, YYYY-MM-DD
 
     @property
     def ok(self) -> bool:
@@ -269,13 +271,15 @@ def _run(lecture, settings, root, folder, key, timeout, watch, threads) -> Resul
         _stop(process)
     if status == "done" and process.returncode != 0:
         status = "failed"
-    return _conclude(lecture, folder, target, key, status, time.monotonic() - began, timeout)
+    seconds = time.monotonic() - began
+    return _conclude(lecture, settings["scale"], folder, target, key, status, seconds, timeout)
 
 # %% ../../nbs/90_runner.ipynb #86c89c86
-def _conclude(lecture, folder, target, key, status, seconds, timeout) -> Result:
+def _conclude(lecture, scale, folder, target, key, status, seconds, timeout) -> Result:
     claims = folder / "claims.json"
     stated = json.loads(claims.read_text())["claims"] if claims.exists() else []
-    result = Result(lecture.name, status, round(seconds, 1), str(target), stated)
+    result = Result(lecture.name, status, round(seconds, 1), str(target), stated, scale=scale)
+    result.date = time.strftime("%Y-%m-%d")
     if status == "failed":
         result.error = failure(target, folder / "log.txt")
     if status == "timeout":
@@ -287,22 +291,40 @@ def _conclude(lecture, folder, target, key, status, seconds, timeout) -> Result:
     write_atomic(folder / "result.json", json.dumps({"key": key, **asdict(result)}, indent=1).encode())
     return result
 
+# %% ../../nbs/90_runner.ipynb #9074ab67
+def source_hash(
+    notebook: nbformat.NotebookNode,  # executed or not
+) -> str:  # hexadecimal
+    "A hash of the code cells of a notebook; what papermill adds does not count."
+    added = {"injected-parameters", "papermill-error-cell-tag"}
+    cells = [c for c in notebook.cells if not added & set(c.metadata.get("tags", []))]
+    code = [[c.id, c.source] for c in cells if c.cell_type == "code"]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
 # %% ../../nbs/90_runner.ipynb #6cb8b969
 def keep(
-    executed: Path,  # a notebook that has run
+    result: Result,  # a run that ended well
     lecture: Lecture,  # its source, which receives the outputs
-) -> int:  # number of cells that received outputs
-    "Copy outputs into the source notebook, matched by cell id and source."
-    cells = nbformat.read(executed, as_version=4).cells
-    outputs = {(c.id, c.source): c.outputs for c in cells if c.cell_type == "code"}
-    notebook, count = lecture.read(), 0
+) -> int:  # number of cells with outputs
+    "Copy the outputs of a run into the source notebook and stamp it; `ValueError` if its code has changed since."
+    executed, notebook = nbformat.read(result.notebook, as_version=4), lecture.read()
+    if source_hash(executed) != source_hash(notebook):
+        raise ValueError(f"{lecture.name}: expected a run of this code; got one of other code; run it again")
+    outputs = {c.id: c.outputs for c in executed.cells if c.cell_type == "code"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [_sober(o) for o in outputs.get((cell.id, cell.source), cell.outputs) if _static(o)]
-            count += (cell.id, cell.source) in outputs
+            cell.outputs = [_sober(o) for o in outputs[cell.id] if _static(o)]
+    notebook.metadata["densegen"] = _stamp(result, notebook)
     text = nbformat.writes(notebook)
     write_atomic(lecture.path, (text.rstrip("\n") + "\n").encode())
-    return count
+    return sum(bool(c.get("outputs")) for c in notebook.cells)
+
+# %% ../../nbs/90_runner.ipynb #fcab1b15
+def _stamp(result: Result, notebook: nbformat.NotebookNode) -> dict:
+    "What a reader must know of the run that made the outputs."
+    told = [{key: c.get(key) for key in ("claim", "kind", "over")} for c in result.claims]
+    stamp = {"code": source_hash(notebook), "scale": result.scale, "date": result.date}
+    return stamp | {"seconds": round(result.seconds), "claims": told}
 
 # %% ../../nbs/90_runner.ipynb #32dd5244
 def _static(output) -> bool:
@@ -311,9 +333,10 @@ def _static(output) -> bool:
 
 # %% ../../nbs/90_runner.ipynb #00f7eaf1
 def _sober(output):
-    "Without counters and metadata of the execution."
+    "Without counters and metadata of the execution, but for a picture's alternative text."
     if "execution_count" in output:
         output["execution_count"] = None
     if "metadata" in output:
-        output["metadata"] = {}
+        png = output["metadata"].get("image/png", {})
+        output["metadata"] = {"image/png": {"alt": png["alt"]}} if "alt" in png else {}
     return output

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Scale', 'repo_root', 'write_atomic', 'Table', 'ClaimFailed', 'Run', 'current_run', 'pick_device', 'seed_everything',
-           'start', 'claim', 'report', 'save_table', 'load_table']
+           'start', 'claim', 'report', 'save_table', 'load_table', 'saved']
 
 # %% ../../nbs/01_run.ipynb #4e3707c1
 import json
 import os
 import platform
 import random
+import re
 import tempfile
 from dataclasses import dataclass, field
 from datetime import date
@@ -80,15 +81,21 @@ def write_atomic(
 
 # %% ../../nbs/01_run.ipynb #fd7c9db2
 def _plain(value: Any) -> Any:
-    "NumPy and torch scalars as Python numbers, so that JSON and tables can hold them."
-    return value.item() if hasattr(value, "item") else value
+    "NumPy and torch values as Python's own, so that JSON and tables can hold them."
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _cell(value: Any) -> str:
+    "What a table shows: four digits, also inside lists and dictionaries."
+    value = _plain(value)
     if isinstance(value, bool):
         return "yes" if value else "**no**"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(part)}" for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_cell, value))
     return "" if value is None else str(value).replace("|", "\\|")
 
 # %% ../../nbs/01_run.ipynb #93b76950
@@ -169,28 +176,55 @@ def start(
 
 # %% ../../nbs/01_run.ipynb #2f5ede25
 def claim(
-    text: str,  # the statement, as the lecture makes it
+    text: str,  # the statement, as the lecture makes it; what could have come out otherwise
     holds: bool,  # whether it held in this run
-    value: Any = None,  # what was measured
+    value: Any = None,  # what was measured; a `Comparison` says over how many pairs
     reference: Any = None,  # what was published, with its source
+    over: str = "one run",  # what was repeated, e.g. "3 seeds"
 ) -> None:
     "Record a statement with the value of this run; `report` shows and judges it."
-    entry = {"claim": text, "holds": bool(holds), "measured": _plain(value), "published": reference}
+    _record("measured", text, holds, value, reference, getattr(value, "over", over))
+
+
+def _record(kind: str, text: str, holds: bool, value: Any, reference: Any, over: str, **more: Any) -> None:
+    measured = str(value) if hasattr(value, "over") else _plain(value)
+    entry = {"claim": text, "kind": kind, "holds": bool(holds), "measured": measured, "published": reference}
     claims = current_run().claims
-    claims[:] = [c for c in claims if c["claim"] != text] + [entry]
+    claims[:] = [c for c in claims if c["claim"] != text] + [entry | {"over": over} | more]
 
 # %% ../../nbs/01_run.ipynb #ccd8bc8b
 def report() -> Table:
     "Show the claims, write them into the run's folder, raise `ClaimFailed` if one is false (scale `cpu` and up)."
     run = current_run()
+    judged = run.scale is not Scale.smoke
+    claims = [c | {"holds": c["holds"] if judged or c["kind"] == "saved" else None} for c in run.claims]
     if run.folder:
-        data = {"scale": run.scale.value, "seed": run.seed, "device": str(run.device), "claims": run.claims}
+        data = {"scale": run.scale.value, "seed": run.seed, "device": str(run.device), "claims": claims}
         write_atomic(run.folder / "claims.json", json.dumps(data, default=str, indent=1).encode())
-    false = [c["claim"] for c in run.claims if not c["holds"]]
-    if false and run.scale is not Scale.smoke:
-        print(Table(run.claims))
-        raise ClaimFailed(f"{len(false)} of {len(run.claims)} claims do not hold: " + "; ".join(false))
-    return Table(run.claims)
+    table = Table(map(_row, claims))
+    false = [c["claim"] for c in claims if c["holds"] is False]
+    if false and judged:
+        print(table)
+        raise ClaimFailed(f"{len(false)} of {len(claims)} claims do not hold: " + "; ".join(false))
+    print(_count(claims))
+    return table
+
+# %% ../../nbs/01_run.ipynb #a99bef85
+def _row(c: dict) -> dict:
+    "One line of the report."
+    verdict = "not judged at smoke" if c["holds"] is None else c["holds"]
+    if c["kind"] == "saved":
+        verdict = f"{'yes' if c['holds'] else '**no**'}, saved {c['run']}"
+        verdict += {None: "", True: "; here too", False: "; **not here**"}[c["here"]]
+    return {"claim": c["claim"], "holds": verdict, "measured": c["measured"], "published": c["published"]}
+
+
+def _count(claims: list[dict]) -> str:
+    "How many statements stand on this run, and how many on a saved one."
+    fresh, kept = ([c for c in claims if c["kind"] == kind] for kind in ("measured", "saved"))
+    judged = all(c["holds"] is not None for c in fresh)
+    said = f"{sum(c['holds'] for c in fresh)} of {len(fresh)} hold in this run" if judged else "not judged at smoke"
+    return said + (f"; {len(kept)} stand on a saved run" if kept else "")
 
 # %% ../../nbs/01_run.ipynb #a56fb737
 def save_table(
@@ -213,11 +247,27 @@ def save_table(
 # %% ../../nbs/01_run.ipynb #12f40dd4
 def load_table(
     name: str,  # file name under `results/`, without ending
-) -> Table:  # the rows
+) -> Table:  # the rows; `provenance` holds scale, seed, versions, machine and date
     "Read a table that a `long` or `gpu` run saved, and print where its numbers come from."
     path = repo_root() / "results" / f"{name}.json"
     if not path.exists():
         raise FileNotFoundError(f"no saved table {path.name}: run its notebook once at scale `long`")
     data = json.loads(path.read_text())
     print(" · ".join(f"{key} {value}" for key, value in data["provenance"].items()))
-    return Table(data["rows"])
+    table = Table(data["rows"])
+    table.provenance = data["provenance"]
+    return table
+
+# %% ../../nbs/01_run.ipynb #fc0e65c2
+def saved(
+    text: str,  # the statement
+    holds: bool,  # whether it holds in the saved table
+    table: Table,  # from `load_table`
+    value: Any = None,  # what the saved run measured
+    reference: Any = None,  # what was published, with its source
+    over: str = "one run",  # what the saved run repeated, e.g. "3 seeds"
+    here: bool | None = None,  # whether the run at hand agrees, if it measured the same
+) -> None:
+    "Record a statement about a saved table; shown with its date and counted apart from `claim`."
+    run = f"{table.provenance['date']}, scale {table.provenance['scale']}"
+    _record("saved", text, holds, value, reference, getattr(value, "over", over), run=run, here=here)
