@@ -55,7 +55,7 @@ def _differences(first: ArrayLike, second: ArrayLike | float) -> np.ndarray:
         expected = "two arrays [n] or [seeds, images] with n >= 2"
         raise ValueError(f"compare: expected {expected}; got {got}; one pair decides nothing")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("compare: expected finite numbers; got NaN or inf; a run that failed is no pair: say so instead")
+        raise ValueError("compare: expected finite numbers; got NaN or inf; a failed run is no pair, say so instead")
     return a - b
 
 # %% ../../nbs/06_compare.ipynb #39c93c97
