@@ -52,7 +52,7 @@ def test_initialize_reaches_every_norm_and_later_calls_change_nothing():
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 9), st.integers(1, 4), st.booleans())
 def test_steps_together_equal_steps_in_turn(channels, steps, spline):
-    options = {"bend": Spline(bins=3)} if spline else {}
+    options = {"transform": Spline(bins=3)} if spline else {}
     level = randomized(GlowSteps(channels, steps, width=4, **options), 0.3).double()
     x = torch.randn(2, channels, 3, 2, dtype=torch.float64)
     for a, b in zip(level(x), Compose.forward(level, x)):
