@@ -50,7 +50,7 @@ class Bijection(nn.Module):
         with replay():
             return Undone([x], lambda parts: parts[0], *self(x, context))
 
-
+# %% ../../nbs/30_bijections.ipynb #7adbbace
 @dataclass
 class Undone:
     "A step undone: what `Bijection.undo` returns."
