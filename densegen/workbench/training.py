@@ -402,7 +402,7 @@ def fit(
     schedule: Callable[[float], float] | None = None,  # fraction done -> factor of `lr`, e.g. `cosine()`
     clip: float | None = None,  # largest norm of the gradient
     ema: float | None = None,  # decay of the moving average of weights and float buffers, e.g. 0.999
-    evaluate: Callable[[nn.Module], float] | None = None,  # lower is better; sees validation data, never the test
+    evaluate: Callable[[nn.Module], float] | None = None,  # lower is better; of validation data
     every: int = 100,  # steps between evaluations
     patience: int | None = None,  # stop after so many evaluations without a new best
     keep: str = "last",  # the weights to end with: "last" or "best" (by `evaluate`)
@@ -412,7 +412,7 @@ def fit(
     fabric: Fabric | None = None,  # hardware and number format; the run's device in float32 if None
     label: str = "",  # shown in the progress
 ) -> History:  # what happened
-    "Train a model in place; raises `Diverged`, `CheckpointError`, or `ValueError` on bad data."
+    "Train a model in place; `evaluate` never sees the test. Raises `Diverged`, `CheckpointError`, or `ValueError`."
     if keep not in ("last", "best") or (keep == "best" and evaluate is None):
         raise ValueError(f"keep: expected 'last', or 'best' together with evaluate=; got {keep!r}")
     run, began = _open_run(), time.monotonic()
