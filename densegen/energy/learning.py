@@ -70,7 +70,7 @@ class Learner(nn.Module):
         "The objective of the model on a batch."
         return self.objective(self.model, batch)
 
-# %% ../../nbs/22_learning.ipynb #cb1de2c8
+# %% ../../nbs/22_learning.ipynb #ed2b1416
 def score_matching(
     model: EnergyModel,  # has `energy`
     x: Tensor,  # data [B, *shape]
