@@ -16,6 +16,7 @@ from densegen.energy.learning import (
     conv_energy_net,
     denoising_score_matching,
     rbm_path,
+    score_matching,
     sliced_score_matching,
 )
 from densegen.energy.samplers import HMC, MALA, Gibbs, Langevin, ReplayBuffer, Sampler
@@ -42,6 +43,22 @@ def test_gap_of_exact_samples_has_the_gradient_of_the_likelihood():
     exact = gradient(sum(model.loss(x).values()), model)
     sampled = gradient(ContrastiveDivergence(Oracle(model), 1)(model, x)["gap"], model)
     assert (sampled - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_step_pushes_energy_down_at_the_data_and_up_at_the_samples():
+    data, dreams = torch.full((16, 2), 1.0), torch.full((16, 2), -1.0)
+    objective = ContrastiveDivergence(Langevin(0.1), 1)
+    objective.samples = lambda model, x: dreams
+    model = EnergyModel(energy_net(2, 8))
+    with torch.no_grad():
+        before = model.energy(data).mean(), model.energy(dreams).mean()
+    gap = objective(model, data)["gap"]
+    assert torch.isclose(gap, before[0] - before[1])
+    gap.backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.01 * p.grad
+    assert model.energy(data).mean() < before[0] and model.energy(dreams).mean() > before[1]
 
 
 def test_bias_of_contrastive_divergence_falls_with_the_steps():
@@ -121,6 +138,22 @@ def test_sliced_score_matching_is_its_closed_form():
     assert abs(sliced_score_matching(model, x) - known) < 0.01
 
 
+def test_score_matching_is_its_closed_form_and_the_mean_of_sliced():
+    x, C = gaussian_data()
+    model = Quadratic()
+    known = 0.5 * torch.trace(model.A @ C @ model.A) - torch.trace(model.A)
+    assert abs(score_matching(model, x) - known) < 0.01
+    net, points = EnergyModel(energy_net(3, 8)).double(), torch.randn(40, 3, dtype=torch.float64)
+    many = points.repeat(5000, 1)
+    assert abs(sliced_score_matching(net, many) - score_matching(net, points)) < 0.02
+
+
+def test_score_matching_takes_images_and_has_a_gradient():
+    model = EnergyModel(conv_energy_net(1, 4, 4), bowl=None)
+    loss = score_matching(model, torch.randn(3, 1, 4, 4))
+    assert loss.shape == () and gradient(loss, model).norm() > 0
+
+
 def test_denoising_score_matching_is_its_closed_form():
     "For a quadratic energy: E|eps - sigma A (x + sigma eps)|^2 / 2."
     x, C = gaussian_data()
@@ -135,7 +168,7 @@ def test_scores_do_not_need_a_constant():
     plain, shifted = EnergyModel(energy_net(2, 4)), EnergyModel(energy_net(2, 4))
     shifted.load_state_dict(plain.state_dict())
     shifted.energy = lambda x: plain.energy(x) + 100
-    for objective in (sliced_score_matching, denoising_score_matching):
+    for objective in (score_matching, sliced_score_matching, denoising_score_matching):
         torch.manual_seed(0)
         a = objective(plain, x)
         torch.manual_seed(0)
@@ -196,8 +229,17 @@ def test_rbm_likelihood_has_the_gradient_of_the_gap():
 
 
 def test_large_rbm_says_what_to_do():
-    with pytest.raises(ValueError, match="use AIS"):
-        RBM(20, 20).log_partition()
+    for ask in (lambda rbm: rbm.log_partition(), lambda rbm: rbm.loss(torch.zeros(1, 20))):
+        with pytest.raises(ValueError, match="expected up to 18 on one side; got 20; use AIS"):
+            ask(RBM(20, 20))
+
+
+@pytest.mark.parametrize("visible, hidden, says", [(64, 18, "exact"), (3, 64, "exact"), (19, 19, "unnormalized"), (64, 64, "unnormalized")])
+def test_rbm_says_what_it_can_compute(visible, hidden, says):
+    rbm, v = RBM(visible, hidden), torch.randint(2, (4, visible)).float()
+    assert rbm.log_prob_is == says
+    constant = rbm.log_prob(v) + rbm.energy(v)
+    assert torch.allclose(constant, -rbm.log_partition() if says == "exact" else torch.zeros(4), atol=1e-3)
 
 
 def test_ais_agrees_with_enumeration():

@@ -197,6 +197,29 @@ def test_average_is_the_exponential_one():
     assert torch.allclose(averaged.w, expected, atol=1e-6)
 
 
+def test_average_leaves_integer_buffers_alone():
+    "The fixed permutations of RealNVP stay permutations."
+    flow, x = RealNVP(8, width=8), torch.randn(64, 8)
+    orders = {name: b.clone() for name, b in flow.named_buffers() if not b.is_floating_point()}
+    fit(flow, x, steps=100, batch_size=16, ema=0.9, seed=1)
+    assert orders and all(torch.equal(b, orders[name]) for name, b in flow.named_buffers() if name in orders)
+    z, ladj = flow.bijection(x)
+    back, back_ladj = flow.bijection.inverse(z)
+    assert torch.allclose(back, x, atol=1e-4) and torch.allclose(ladj, -back_ladj, atol=1e-4)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda row: flow.bijection(row[None])[0][0]))(x[:8])
+    assert torch.allclose(ladj[:8], torch.linalg.slogdet(jacobian).logabsdet, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_average_copies_what_has_no_average(dtype):
+    "A counter of the last state, not of a mixture of states."
+    model = Line()
+    model.register_buffer("last", torch.zeros((), dtype=dtype))
+    count = iter(range(1, 100))
+    fit(model, lambda n, g: (model.last.fill_(next(count) % 2), line_data(n))[1], steps=7, ema=0.9, seed=1)
+    assert model.last == 1 and model.last.dtype == dtype
+
+
 @pytest.mark.parametrize("options", [{"keep": "worst"}, {"keep": "best"}])
 def test_bad_options(options):
     with pytest.raises(ValueError, match="keep: expected"):

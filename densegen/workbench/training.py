@@ -25,8 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
-from . import run as runs
-from .run import write_atomic
+from .run import Run, current_run, pick_device, write_atomic
 
 # %% ../../nbs/03_training.ipynb #7b102ca7
 def _take(data: Any, index: Tensor) -> Any:
@@ -83,7 +82,7 @@ class History:
 
     @property
     def best(self) -> tuple[int, float]:
-        "Step and value of the lowest evaluation; an error if none was made."
+        "Step and value of the lowest evaluation, on validation data: a choice, so no estimate of the test."
         if not self.evaluated:
             raise ValueError("best: expected at least one evaluation; call fit(..., evaluate=f)")
         return min(self.evaluated, key=lambda pair: pair[1])
@@ -136,11 +135,19 @@ def _judge(step: int, loss: float, batch: Any, checkpoint: Path | None) -> None:
             )
     raise Diverged(step, loss, checkpoint)
 
+# %% ../../nbs/03_training.ipynb #8fe0e7fb
+def _open_run() -> Run | None:
+    "The run that `start` opened, or None in a script without one."
+    try:
+        return current_run()
+    except RuntimeError:
+        return None
+
 # %% ../../nbs/03_training.ipynb #1d8da222
 class _Progress:
     def __init__(self, first: int, steps: int, label: str, quiet: bool):
         self.first, self.steps, self.label = first, steps, label
-        run = runs._current
+        run = _open_run()
         self.file = run.folder / "progress.json" if run and run.folder else None
         self.quiet, self.bar = quiet, None
         self.began = self.shown = time.monotonic()
@@ -254,10 +261,25 @@ class _State:
         self.step, self.best, self.stale = content["step"], content["best"], content["stale"]
         _set_rng(content["rng"])
 
+# %% ../../nbs/03_training.ipynb #0386b710
+def _averaging(decay: float) -> Callable:
+    "For `AveragedModel`: floating-point tensors are averaged, all others copied."
+    smooth = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(kept: list[Tensor], new: list[Tensor], count: Any) -> None:
+        if kept[0].is_floating_point():
+            smooth(kept, new, count)
+        else:
+            for old, fresh in zip(kept, new):
+                old.copy_(fresh)
+
+    return update
+
 # %% ../../nbs/03_training.ipynb #9b37a248
 def _default_fabric() -> Fabric:
-    run = runs._current
-    device = run.device if run else runs.pick_device()
+    run = _open_run()
+    device = run.device if run else pick_device()
     devices = 1 if device.index is None else [device.index]
     return Fabric(accelerator=device.type, devices=devices)
 
@@ -379,8 +401,8 @@ def fit(
     optimizer: Callable | None = None,  # `(parameters, lr=...) -> Optimizer`; Adam if None
     schedule: Callable[[float], float] | None = None,  # fraction done -> factor of `lr`, e.g. `cosine()`
     clip: float | None = None,  # largest norm of the gradient
-    ema: float | None = None,  # decay of the moving average of the weights, e.g. 0.999
-    evaluate: Callable[[nn.Module], float] | None = None,  # lower is better
+    ema: float | None = None,  # decay of the moving average of weights and float buffers, e.g. 0.999
+    evaluate: Callable[[nn.Module], float] | None = None,  # lower is better; of validation data
     every: int = 100,  # steps between evaluations
     patience: int | None = None,  # stop after so many evaluations without a new best
     keep: str = "last",  # the weights to end with: "last" or "best" (by `evaluate`)
@@ -390,15 +412,15 @@ def fit(
     fabric: Fabric | None = None,  # hardware and number format; the run's device in float32 if None
     label: str = "",  # shown in the progress
 ) -> History:  # what happened
-    "Train a model in place; raises `Diverged`, `CheckpointError`, or `ValueError` on bad data."
+    "Train a model in place; `evaluate` never sees the test. Raises `Diverged`, `CheckpointError`, or `ValueError`."
     if keep not in ("last", "best") or (keep == "best" and evaluate is None):
         raise ValueError(f"keep: expected 'last', or 'best' together with evaluate=; got {keep!r}")
-    run, began = runs._current, time.monotonic()
+    run, began = _open_run(), time.monotonic()
     fabric = fabric or _default_fabric()
     seed = (run.seed if run else 0) if seed is None else seed
     batches = Batches(data, batch_size, seed, fabric.global_rank, fabric.world_size)
     model.to(fabric.device)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+    average = AveragedModel(model, multi_avg_fn=_averaging(ema), use_buffers=True) if ema else None
     state = _State(model, (optimizer or _adam)(model.parameters(), lr=lr), average)
     if checkpoint and Path(checkpoint).exists():
         state.load(Path(checkpoint))
