@@ -4,7 +4,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densegen.energy.jem import JEM, JointLoss, calibration, calibration_error, mass_score, pgd, smooth_classifier
+from densegen.energy.jem import (
+    JEM,
+    JointLoss,
+    best_temperature,
+    calibration,
+    calibration_error,
+    conv_classifier,
+    mass_score,
+    pgd,
+    smooth_classifier,
+)
 from densegen.energy.learning import ContrastiveDivergence
 from densegen.energy.samplers import Langevin, ReplayBuffer
 
@@ -34,6 +44,64 @@ def test_joint_loss_is_cross_entropy_plus_gap(model):
     assert set(loss(model, (x, y))) == {"class", "gap", "penalty"}
 
 
+def one_sample(state):
+    "A density term whose samples are all this image: a buffer full of it, and a sampler that does not move."
+    buffer = ReplayBuffer(8, state.shape, reinit=0.0).double()
+    buffer.states[:] = state
+    return ContrastiveDivergence(Langevin(0.0, noise=0.0), 1, "buffer", buffer)
+
+
+def gradients(value, model):
+    return torch.autograd.grad(value, list(model.parameters()), retain_graph=True)
+
+
+def test_density_term_raises_the_data_and_lowers_the_samples(model):
+    x, y, sample = inputs(), torch.tensor([0, 1, 2, 3, 0, 1]), inputs(1)
+    margin = lambda: model.log_prob(x).mean() - model.log_prob(sample).mean()
+    terms = JointLoss(one_sample(sample[0]), noise=0.0)(model, (x, y))
+    descent = gradients(terms["gap"], model)
+    for ours, exact in zip(descent, gradients(-margin(), model)):
+        assert torch.allclose(ours, exact)
+    before = margin().item()
+    with torch.no_grad():
+        for p, g in zip(model.parameters(), descent):
+            p -= 1e-3 * g
+    assert margin() > before
+
+
+def test_class_term_is_untouched_by_the_density(model):
+    x, y = inputs(), torch.tensor([0, 1, 2, 3, 0, 1])
+    alone = JointLoss(noise=0.0)(model, (x, y))["class"]
+    beside = JointLoss(one_sample(inputs(1)[0]), noise=0.0)(model, (x, y))["class"]
+    for ours, plain in zip(gradients(beside, model), gradients(alone, model)):
+        assert torch.equal(ours, plain)
+
+
+def test_class_and_density_pull_at_different_things(model):
+    "Cross-entropy leaves the common height of the logits alone; -log p(x) pulls it up, with weight one in all."
+    logits, y = model.classifier(inputs()).detach().requires_grad_(), torch.tensor([0, 1, 2, 3, 0, 1])
+    (by_class,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), logits)
+    (by_density,) = torch.autograd.grad(JEM(nn.Identity()).energy(logits).sum(), logits)
+    assert torch.allclose(by_class.sum(1), torch.zeros(6).double(), atol=1e-12)
+    assert torch.allclose(by_density.sum(1), -torch.ones(6).double())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 14, 14), (3, 32, 32)])
+def test_conv_classifier_is_smooth_and_looks_at_one_image(shape):
+    net, x = conv_classifier(shape, classes=4, width=4).double(), torch.rand(3, *shape, dtype=torch.float64)
+    assert net(x).shape == (3, 4)
+    assert torch.allclose(net(x)[:1], net(x[:1]))
+    line = lambda t: net(x[:1] + t)[0, 0]
+    assert torch.autograd.functional.hessian(line, torch.zeros((), dtype=torch.float64)).abs() > 0
+
+
+def test_best_temperature_undoes_a_factor():
+    logits = 2 * torch.randn(20_000, 5, dtype=torch.float64)
+    y = torch.distributions.Categorical(logits=logits).sample()
+    for factor in (0.5, 1.0, 3.0):
+        assert abs(best_temperature(factor * logits, y) / factor - 1) < 0.05
+
+
 def test_mass_score_is_the_slope_of_the_density(model):
     x = inputs(3)
     slopes = [torch.autograd.functional.jacobian(lambda u: model.log_prob(u[None])[0], row).norm() for row in x]
@@ -52,6 +120,7 @@ def test_calibration_against_a_loop():
             total += chosen.double().mean() * gap.abs()
     assert torch.allclose(calibration_error(p, y), total)
     assert torch.allclose(calibration(p, y)[0].sum(), torch.ones((), dtype=torch.float64))
+    assert calibration(p.float(), y)[0].dtype == calibration_error(p.float(), y).dtype == torch.float64
 
 
 def test_calibrated_and_over_confident():
