@@ -240,7 +240,7 @@ def score_maps(
     "Scores of many images."
     return torch.cat([detector.anomaly_score(x) for x in images.split(batch)])
 
-
+# %% ../../nbs/52_metrics.ipynb #02e9dd5d
 def judge_maps(
     scores: Tensor,  # [N, H, W], higher is more anomalous
     anomaly: Tensor,  # [N, H, W]: 0, 1, void
