@@ -12,9 +12,11 @@ from sklearn.metrics import jaccard_score, precision_recall_curve
 
 from densegen.anomaly.scores import rank_metrics
 from densegen.dense.metrics import (
-    SIZES, ComponentMetrics, best_f1_threshold, breakdown, components, confusion, dense_metrics, distance_groups,
-    iou, mean_iou, open_miou, size_groups,
+    SIZES, ComponentMetrics, best_f1_threshold, breakdown, by_image, compare_maps, compare_miou, components,
+    confusion, dense_metrics, distance_groups, from_counts, iou, judge, judge_maps, mean_iou, open_miou, score_maps,
+    size_groups,
 )
+from densegen.dense.streets import DenseSet
 
 EIGHT = np.ones((3, 3))
 
@@ -235,3 +237,45 @@ def test_ten_megapixels_are_quick():
     part = components(predicted, anomaly, 50, 10)
     seconds = time.process_time() - began
     assert len(part.size) > 1000 and len(part.ppv) > 1000 and seconds < 1.0
+
+
+def test_counts_of_images_give_the_pooled_metrics():
+    scores, anomaly = noisy_scores(40)
+    exact = rank_metrics(scores, anomaly, 255)
+    assert from_counts(by_image(scores, anomaly)) == pytest.approx(exact, abs=0.02)
+    assert from_counts(by_image(scores, anomaly, 4096)) == pytest.approx(exact, abs=0.002)
+    counts = by_image(scores, anomaly)
+    assert counts.shape == (40, 256, 2) and counts.sum() == (anomaly <= 1).sum()
+    assert torch.equal(counts[3].sum(0).long(), torch.stack([(anomaly[3] == k).sum() for k in (0, 1)]))
+
+
+def test_a_difference_between_detectors_is_decided_over_images():
+    scores, anomaly = noisy_scores(40)
+    blurred = scores + 2 * torch.randn(scores.shape, generator=torch.Generator().manual_seed(7))
+    for metric, verdict in (("AP", "less"), ("AUROC", "less"), ("FPR95", "more")):
+        assert compare_maps(blurred, scores, anomaly, metric, draws=100).verdict == verdict
+    assert compare_maps(scores, scores, anomaly, draws=20).difference == 0
+    labels = torch.randint(0, 3, (30, 8, 8), generator=torch.Generator().manual_seed(1))
+    assert compare_miou(labels, labels.flip(2), labels, 3).verdict == "more"
+
+
+def test_judge_is_judge_maps_of_the_scores():
+    scores, anomaly = noisy_scores(21)
+
+    class Detector:
+        def anomaly_score(self, images):
+            return images[:, 0]
+
+    data = DenseSet(scores[:, None].expand(-1, 3, -1, -1), anomaly, anomaly, ("a",), "made up")
+    judged = judge(Detector(), data, (3, 2), batch=4)
+    assert judged.pop("images/s") > 0
+    assert judged == judge_maps(score_maps(Detector(), data.images), anomaly, (3, 2)) == judge_maps(scores, anomaly, (3, 2))
+
+
+def noisy_scores(n):
+    "Scores with signal, and anomaly maps with void, [n, 24, 32]."
+    generator = torch.Generator().manual_seed(0)
+    anomaly = (torch.rand(n, 24, 32, generator=generator) < 0.05).to(torch.uint8)
+    scores = torch.randn(n, 24, 32, generator=generator) + 1.5 * anomaly
+    anomaly[:, :2] = 255
+    return scores, anomaly

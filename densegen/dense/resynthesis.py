@@ -119,7 +119,8 @@ class Resynthesis(nn.Module):
     def train(self, mode: bool = True) -> "Resynthesis":
         "The judge alone is ever in training mode."
         super().train(mode)
-        self.model.eval(), self.painter.eval()
+        self.model.eval()
+        self.painter.eval()
         return self
 
     def log_odds(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from .segmentation import SegmentationModel, augment
 from .streets import VOID
-from .two_heads import OUTLIER, _mean
+from .two_heads import OUTLIER, mean_over
 from ..flows.dequantization import UniformNoise, bits_per_dim, multiscale
-from ..flows.glow import GlowSteps, _initialize
+from ..flows.glow import GlowSteps, initialize_actnorm
 
 # %% ../../nbs/57_synthetic_negatives.ipynb #595ea60e
 def js_to_uniform(
@@ -60,7 +60,7 @@ class PatchFlow(nn.Module):
 
     def initialize(self, v: Tensor) -> "PatchFlow":
         "Start every ActNorm from integer patches [B, 3, h, w]."
-        _initialize(self.bijection, self.noise(v, 256)[0])
+        initialize_actnorm(self.bijection, self.noise(v, 256)[0])
         return self
 
     def loss(self, v):
@@ -127,7 +127,7 @@ class NFlowJS(nn.Module):
         logits = self.model(x).logits
         targets = torch.where(y == OUTLIER, VOID, y.long())
         terms = {"classes": F.cross_entropy(logits, targets, getattr(self.model, "weights", None), ignore_index=VOID)}
-        doubt = _mean(js_to_uniform(logits, self.temperature), y == OUTLIER)
+        doubt = mean_over(js_to_uniform(logits, self.temperature), y == OUTLIER)
         return terms | {"flow": self.flow.loss(crops.clamp(0, 255).round()), "js": self.weight * doubt}
 
     @torch.no_grad()
