@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from zoo import BIJECTIONS, DENSITIES, randomized, trained
 
 from densegen.flows.bijections import Compose, Flow, Permutation, StandardNormal, StandardUniform, reference_ladj
-from densegen.flows.coupling import Coupling, RealNVP
+from densegen.flows.coupling import Coupling, MaskedAutoregressive, RealNVP, Spline
 
 bijections = pytest.mark.parametrize("case", BIJECTIONS.values(), ids=BIJECTIONS)
 densities = pytest.mark.parametrize("case", DENSITIES.values(), ids=DENSITIES)
@@ -239,6 +239,46 @@ def test_every_component_of_realnvp_changes():
     x = torch.randn(4, 6)
     moved = model.encode(x).sort(1).values - x.sort(1).values
     assert (moved.abs() > 1e-4).all()
+
+
+class Cube:
+    "A transform of a user's own: z = a x + x^3 with a > 0, solved back by Newton's method."
+    outputs = 1
+
+    def forward(self, x, answer):
+        a = answer.exp()
+        return a * x + x**3, (a + 3 * x.square()).log()
+
+    def inverse(self, z, answer):
+        a, x = answer.exp(), torch.zeros_like(z)
+        for _ in range(60):
+            x = x - (a * x + x**3 - z) / (a + 3 * x.square())
+        return x, -(a + 3 * x.square()).log()
+
+
+@pytest.mark.parametrize("layer", [Coupling, MaskedAutoregressive])
+def test_a_transform_is_whatever_has_the_two_directions(layer):
+    model = randomized(layer(3, width=8, transform=Cube()), 0.3).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    z, ladj = model(x)
+    assert torch.allclose(model.inverse(z)[0], x, atol=1e-8)
+    assert torch.allclose(ladj, reference_ladj(model, x), atol=1e-10)
+
+
+def test_a_spline_knows_its_slope_and_its_root():
+    answer = 2 * torch.randn(1, 3 * 8 - 1, dtype=torch.float64)
+    x = torch.linspace(-5, 5, 201, dtype=torch.float64)[:, None].requires_grad_()
+    z, log_slope = Spline().forward(x, answer.expand(201, -1))
+    slope = torch.autograd.grad(z.sum(), x, retain_graph=True)[0]
+    assert torch.allclose(slope.log(), log_slope, atol=1e-10)
+    assert torch.allclose(Spline().inverse(z, answer.expand(201, -1))[0], x, atol=1e-10)
+
+
+def test_masks_let_an_output_see_smaller_numbers_only():
+    masks = [layer.mask for layer in MaskedAutoregressive(5, width=7).net if hasattr(layer, "mask")]
+    paths = masks[2] @ masks[1] @ masks[0] > 0
+    below = torch.ones(5, 5).tril(-1).bool()
+    assert paths.equal(torch.cat([below, below]))
 
 
 def test_uniform_base_is_minus_infinity_outside():

@@ -207,7 +207,7 @@ class Spline:
     def __init__(
         self,
         bins: int = 8,  # pieces
-        limit: float = 4.0,  # half of the bent interval, in the unit of x
+        limit: float = 4.0,  # half of the interval that it changes, in the unit of x
     ):
         self.bins, self.limit, self.outputs = bins, limit, 3 * bins - 1
 
@@ -262,8 +262,8 @@ def _rational(xi, z0, h, sigma, d0, d1) -> tuple[Tensor, Tensor]:
 # %% ../../nbs/31_coupling.ipynb #7f6f07df
 def _root(eta, sigma, d0, d1) -> Tensor:
     "The xi at which the piece has risen by the share eta: the stable form of the quadratic formula."
-    bend = eta * (d0 + d1 - 2 * sigma)
-    a, b, c = sigma - d0 + bend, d0 - bend, -sigma * eta
+    shared = eta * (d0 + d1 - 2 * sigma)
+    a, b, c = sigma - d0 + shared, d0 - shared, -sigma * eta
     return 2 * c / (-b - (b.square() - 4 * a * c).clamp_min(0).sqrt())
 
 # %% ../../nbs/31_coupling.ipynb #8e8b0439
