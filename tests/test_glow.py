@@ -10,7 +10,16 @@ from zoo import randomized
 
 from densegen.flows.bijections import Compose, StandardNormal, reference_ladj
 from densegen.flows.coupling import ImageCoupling, Spline
-from densegen.flows.dequantization import ImageFlow, Logit, Squeeze, VariationalNoise, bits_per_dim, level_map, multiscale
+from densegen.flows.dequantization import (
+    ImageFlow,
+    Logit,
+    Squeeze,
+    UniformNoise,
+    VariationalNoise,
+    bits_per_dim,
+    level_map,
+    multiscale,
+)
 from densegen.flows.glow import ActNorm, Glow, GlowSteps, InvertibleConv
 
 
@@ -19,7 +28,7 @@ def little(**options) -> Glow:
 
 
 def test_actnorm_starts_once_and_survives_loading():
-    "Four libraries initialized again after loading."
+    "nflows #4, FrEIA #33, normflows #2 and glow-pytorch #6 initialized again after loading."
     x, other = 5 + 3 * torch.randn(32, 2, 4, 4), torch.randn(32, 2, 4, 4)
     norm, loaded = ActNorm(2), ActNorm(2)
     norm.initialize(x)
@@ -135,6 +144,31 @@ def test_probabilities_of_all_small_images_sum_to_at_most_one():
 @given(st.integers(1, 500), st.integers(2, 256))
 def test_bits_of_a_uniform_density(dims, levels):
     assert torch.allclose(bits_per_dim(torch.zeros(2), dims, levels), torch.tensor(math.log2(levels)))
+
+
+def test_noise_never_reaches_another_integer():
+    "In float32, (v + u) / 256 does in about 50 of 10 million pixels."
+    v = torch.randint(256, (10_000_000,), generator=torch.Generator().manual_seed(0))
+    x, _ = UniformNoise()(v, 256, torch.Generator().manual_seed(1))
+    assert (256 * x).floor().eq(v).all()
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-24])
+def test_the_extremes_of_the_noise_stay_in_their_cube(u, monkeypatch):
+    "The smallest and the largest number that `rand` returns, at every level of every number of levels."
+    monkeypatch.setattr(torch, "rand", lambda shape, dtype, **_: torch.full(shape, u, dtype=dtype))
+    for levels in range(2, 257):
+        v = torch.arange(levels)
+        assert (levels * UniformNoise()(v, levels)[0]).floor().equal(v.float())
+
+
+def test_learned_noise_never_reaches_another_integer():
+    "A sigmoid of a large number is one in float32."
+    noise = VariationalNoise(1, layers=2, width=4)
+    for sign in (-1, 1):
+        noise.flow.bijections[0].inverse = lambda z, context=None: (torch.sigmoid(sign * 100 * z.abs()), z.flatten(1).sum(1))
+        v = torch.randint(256, (100, 1, 4, 4))
+        assert (256 * noise(v, 256)[0]).floor().equal(v.float())
 
 
 def test_variational_noise_knows_its_density():

@@ -28,13 +28,19 @@ def bits_per_dim(
 
 # %% ../../nbs/32_dequantization.ipynb #6011de10
 class UniformNoise(nn.Module):
-    "x = (v + u) / grey_levels with u uniform on [0, 1)."
+    "x = (v + u) / grey_levels with u uniform on [0, 1); floor(grey_levels * x) is v again."
 
     def forward(self, v: Tensor, grey_levels: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        "A dequantized image in [0, 1) and the log-density of its noise, which is zero [B]."
+        "A dequantized image in (0, 1) and the log-density of its noise, which is zero [B]."
         x = v.to(torch.get_default_dtype())
         u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        return (x + u) / grey_levels, x.new_zeros(len(x))
+        return _placed(x, u, grey_levels), x.new_zeros(len(x))
+
+# %% ../../nbs/32_dequantization.ipynb #ac1b24a2
+def _placed(v: Tensor, u: Tensor, grey_levels: int) -> Tensor:
+    "(v + u) / grey_levels, with u so far from 0 and 1 that no rounding reaches another integer."
+    margin = 2 * grey_levels * torch.finfo(u.dtype).eps
+    return (v + u.clamp(margin, 1 - margin)) / grey_levels
 
 # %% ../../nbs/32_dequantization.ipynb #406bdb6a
 class ImageFlow(Flow):
@@ -109,12 +115,12 @@ class VariationalNoise(nn.Module):
         self.flow = Compose(Logit(0.0), *boards)
 
     def forward(self, v: Tensor, grey_levels: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        "A dequantized image in [0, 1] and the log-density of its noise [B]."
+        "A dequantized image in (0, 1) and the log-density of its noise [B]."
         x = v.to(torch.get_default_dtype())
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         u, ladj = self.flow.inverse(1.7 * noise, x / grey_levels - 0.5)
         log_q = StandardNormal(x.shape[1:]).log_prob(noise) - x[0].numel() * math.log(1.7) - ladj
-        return (x + u) / grey_levels, log_q
+        return _placed(x, u, grey_levels), log_q
 
 # %% ../../nbs/32_dequantization.ipynb #c856f0cf
 class Squeeze(Bijection):

@@ -97,7 +97,8 @@ class GlowStep(Compose):
         width: int = 128,  # hidden channels of the network
         transform: Transform = ScaleShift(),  # what is done to the changed channels
     ):
-        super().__init__(ActNorm(channels), InvertibleConv(channels), ImageCoupling(channels, width, transform=transform))
+        coupling = ImageCoupling(channels, width, transform=transform)
+        super().__init__(ActNorm(channels), InvertibleConv(channels), coupling)
 
 # %% ../../nbs/33_glow.ipynb #637b6f32
 class GlowSteps(Compose):
