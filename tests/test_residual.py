@@ -127,7 +127,8 @@ def test_resuming_is_exact():
     flow, other = ResidualFlow(3, blocks=2, width=6), ResidualFlow(3, blocks=2, width=6)
     step(flow)
     other.load_state_dict(flow.state_dict())
-    step(flow), step(other)
+    step(flow)
+    step(other)
     assert all(torch.equal(a, b) for a, b in zip(flow.state_dict().values(), other.state_dict().values()))
 
 
@@ -325,7 +326,9 @@ def test_the_flow_obeys_the_protocol(shape, ladj):
 def test_decode_computes_no_volume(monkeypatch):
     flow = ResidualFlow((1, 4, 4), blocks=2, width=4)
     monkeypatch.setattr(ResidualBlock, "measure", lambda *_: pytest.fail("a log-determinant in decode"))
-    flow.decode(torch.randn(2, 1, 4, 4)), flow.encode(torch.randn(2, 1, 4, 4)), flow.sample(2)
+    flow.decode(torch.randn(2, 1, 4, 4))
+    flow.encode(torch.randn(2, 1, 4, 4))
+    flow.sample(2)
 
 
 @pytest.mark.parametrize("fused", [False, True])
