@@ -6,10 +6,10 @@ import torch
 from zoo import BIJECTIONS, randomized
 
 from densegen.flows.bijections import Affine, Bijection, Compose, Flow, Inverse, Permutation, SinhArcsinh, StandardNormal
-from densegen.flows.coupling import Coupling, Couplings, ImageCoupling, RealNVP
-from densegen.flows.dequantization import OnFirstHalf
+from densegen.flows.coupling import Coupling, Couplings, ImageCoupling, RealNVP, Shift
+from densegen.flows.dequantization import ConditionalPrior, OnFirstHalf
 from densegen.flows.glow import Glow, GlowStep
-from densegen.flows.memory import NotInvertible, _steps, set_memory
+from densegen.flows.memory import NotInvertible, set_memory
 from densegen.flows.residual import ResidualBlock, lipschitz_net
 
 MODES = ["reversible", "checkpoint"]
@@ -205,7 +205,7 @@ class Sloppy(Affine):
 
 
 def test_an_inverse_that_does_not_lead_back_is_an_error():
-    flow = Flow(Compose(SinhArcsinh(3), Sloppy(3), SinhArcsinh(3)), StandardNormal(3), memory="reversible")
+    flow = set_memory(Flow(Compose(SinhArcsinh(3), Sloppy(3), SinhArcsinh(3)), StandardNormal(3)), "reversible")
     with pytest.raises(NotInvertible, match="expected inverse to lead back"):
         flow.loss(torch.randn(8, 3)).backward()
 
@@ -228,7 +228,7 @@ def test_whole_flows(memory):
 
 
 def test_the_steps_of_a_chain():
-    steps = _steps(Compose(Affine(2), Compose(), Compose(Couplings(2, layers=2, width=4), Inverse(Compose(Affine(2), SinhArcsinh(2))))))
+    steps = Compose(Affine(2), Compose(), Compose(Couplings(2, layers=2, width=4), Inverse(Compose(Affine(2), SinhArcsinh(2))))).steps()
     assert [type(s).__name__ for s in steps] == ["Affine", "Coupling", "Coupling", "Inverse", "Inverse"]
     assert isinstance(steps[3].bijection, SinhArcsinh)
     x = torch.randn(3, 2)
@@ -260,12 +260,51 @@ def test_what_waits_for_the_backward_pass_does_not_grow_with_depth():
     assert held(halves, 1, "reversible") < held(halves, 1, "plain") / 10
 
 
+def calls(model, x):
+    "How often the network of a coupling is evaluated in a reversible step of training."
+    count = []
+    for part in model.modules():
+        if isinstance(part, (Coupling, ImageCoupling)):
+            part.net.register_forward_hook(lambda *_: count.append(1))
+    z, ladj = set_memory(model, "reversible")(x)
+    (z.sum() - ladj.sum()).backward()
+    return len(count)
+
+
+def test_a_coupling_is_undone_with_one_evaluation_of_its_network():
+    class Own(Coupling):
+        "A user's coupling, changed only where it may be."
+
+        def __init__(self):
+            super().__init__(4, 8, transform=Shift())
+
+    assert calls(Compose(Coupling(4, 8), Coupling(4, 8, flip=True)), torch.randn(3, 4)) == 4
+    assert calls(Compose(Own(), Own()), torch.randn(3, 4)) == 4
+    assert calls(Compose(ImageCoupling(4, 8), ConditionalPrior(4)), torch.randn(3, 4, 2, 2)) == 4
+
+
+def test_own_directions_do_not_inherit_steps_or_undo():
+    class Twice(Compose):
+        def forward(self, x, context=None):
+            x, first = super().forward(x, context)
+            x, second = super().forward(x, context)
+            return x, first + second
+
+        def inverse(self, z, context=None):
+            z, first = super().inverse(z, context)
+            z, second = super().inverse(z, context)
+            return z, first + second
+
+    model = randomized(Compose(Twice(Coupling(4, 8)), Affine(4)), 0.3)
+    assert len(model.steps()) == 2 and largest_difference(model, "reversible", (4,)) < 1e-9
+
+
 @pytest.mark.parametrize("memory", ["none", "Reversible", None])
 def test_an_unknown_name_is_refused(memory):
     with pytest.raises(ValueError, match="memory: expected 'plain', 'checkpoint' or 'reversible'; got"):
-        Flow(Compose(Affine(2)), StandardNormal(2), memory=memory)
+        set_memory(Flow(Compose(Affine(2)), StandardNormal(2)), memory)
 
 
 def test_a_single_bijection_has_no_chain_to_save():
     with pytest.raises(ValueError, match="expected a Compose"):
-        Flow(Affine(2), StandardNormal(2), memory="reversible")
+        set_memory(Flow(Affine(2), StandardNormal(2)), "reversible")

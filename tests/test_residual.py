@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from zoo import randomized
 
-from densegen.flows.bijections import StandardNormal, reference_ladj
+from densegen.flows.bijections import Affine, Compose, Flow, Inverse, StandardNormal, reference_ladj
+from densegen.flows.dequantization import ImageFlow, multiscale
 from densegen.flows.residual import (
     LipschitzConv2d,
     LipschitzLinear,
@@ -379,3 +380,16 @@ def test_bad_input_is_named(make, message):
 def test_without_blocks_it_is_the_base():
     x = torch.randn(4, 3)
     assert torch.equal(ResidualFlow(3, blocks=0).log_prob(x), StandardNormal(3).log_prob(x))
+
+
+@pytest.mark.parametrize("ladj", ["exact", "series", "roulette"])
+def test_what_a_flow_says_of_its_density_follows_from_its_parts(ladj):
+    "Two calls of a roulette differ, so nothing built around one may say that its density is exact."
+    block = lambda: ResidualBlock(lipschitz_net((1, 4, 4), 4), ladj)
+    wanted = "exact" if ladj == "exact" else "estimate"
+    wrapped = Compose(Affine((1, 4, 4)), Inverse(Compose(block(), block())))
+    assert Flow(wrapped, StandardNormal((1, 4, 4))).log_prob_is == wanted
+    pyramid = multiscale(1, 2, lambda c: ResidualBlock(lipschitz_net((c, 2 if c == 4 else 1, 2 if c == 4 else 1), 4), ladj))
+    images = ImageFlow(pyramid, StandardNormal((1, 4, 4)))
+    assert images.log_prob_is == wanted and images.bits_per_dim_is == ("bound" if ladj == "exact" else "estimate")
+    assert Flow(Affine((1, 4, 4)), images).log_prob_is == wanted

@@ -39,7 +39,6 @@ class UniformNoise(nn.Module):
 # %% ../../nbs/32_dequantization.ipynb #406bdb6a
 class ImageFlow(Flow):
     "A flow over images in [0, 1] that also knows what an image of integers costs."
-    bits_per_dim_is = "bound"
 
     def __init__(
         self,
@@ -50,6 +49,11 @@ class ImageFlow(Flow):
     ):
         super().__init__(bijection, base)
         self.grey_levels, self.noise = grey_levels, noise or UniformNoise()
+
+    @property
+    def bits_per_dim_is(self) -> str:
+        "bound, if log-densities are exact; else estimate (of a bound)."
+        return "bound" if self.log_prob_is == "exact" else "estimate"
 
     def bits_per_dim(
         self, v: Tensor, context: Tensor | None = None, samples: int = 1, generator: torch.Generator | None = None
@@ -136,9 +140,10 @@ class ConditionalPrior(ImageCoupling):
         self,
         channels: int,  # before the split, at least 2
     ):
-        super().__init__(channels, width=1)
-        self.net = nn.Conv2d(self.sizes[0], 2 * self.sizes[1], 3, padding=1)
-        nn.init.zeros_(self.net.weight), nn.init.zeros_(self.net.bias)
+        net = nn.Conv2d(channels - channels // 2, 2 * (channels // 2), 3, padding=1)
+        nn.init.zeros_(net.weight)
+        nn.init.zeros_(net.bias)
+        super().__init__(channels, net=net)
 
 # %% ../../nbs/32_dequantization.ipynb #41a45cd0
 class OnFirstHalf(Bijection):
@@ -160,6 +165,11 @@ class OnFirstHalf(Bijection):
         a, b = z.tensor_split([z.shape[1] - z.shape[1] // 2], 1)
         a, ladj = self.inner.inverse(a, context)
         return torch.cat([a, b], 1), ladj
+
+    @property
+    def exact(self) -> bool:
+        "Whether the map inside is."
+        return self.inner.exact
 
 # %% ../../nbs/32_dequantization.ipynb #c5f491a1
 def multiscale(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bijections import Affine, Bijection, Compose, Flow, StandardNormal, _checked
+from .bijections import Affine, Bijection, Compose, Flow, StandardNormal, check_shape
 
 # %% ../../nbs/34_residual.ipynb #88881ec1
 class NotContractive(RuntimeError):
@@ -306,6 +306,11 @@ class ResidualBlock(Bijection):
             raise ValueError(f"expected ladj in {LADJ}, terms >= 1, 0 < stop < 1; got {ladj!r}, {terms}, {stop}")
         self.g, self.ladj, self.terms, self.stop = g, ladj, terms, stop
 
+    @property
+    def exact(self) -> bool:
+        "Whether the log-determinant is computed, not estimated."
+        return self.ladj == "exact"
+
     def measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
         "g(x), and log|det(I + J)| [B]: exact or an estimate."
         if self.ladj == "exact":
@@ -352,21 +357,16 @@ class ResidualFlow(Flow):
         "The residual blocks, from data to latent."
         return list(self.bijection.bijections)[::2]
 
-    @property
-    def log_prob_is(self) -> str:
-        "exact, or estimate, by how the blocks find their log-determinants."
-        return "exact" if all(block.ladj == "exact" for block in self.blocks) else "estimate"
-
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         "The latent of each item; no volume is computed."
-        x = _checked(x, self.base.shape)
+        x = check_shape(x, self.base.shape)
         for part in self.bijection.bijections:
             x = x + part.g(x) if isinstance(part, ResidualBlock) else part(x)[0]
         return x
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         "The item of each latent; no volume is computed."
-        z = _checked(z, self.base.shape)
+        z = check_shape(z, self.base.shape)
         for part in reversed(self.bijection.bijections):
             z = part.solve(z) if isinstance(part, ResidualBlock) else part.inverse(z)[0]
         return z
