@@ -181,6 +181,43 @@ def test_spreads_divide_by_n_minus_1(path):
             assert {"ddof", "correction"} & {k.arg for k in call.keywords}, ast.unparse(call)
 
 
+@pytest.mark.parametrize("path", by_name(NOTEBOOKS))
+def test_one_statement_does_one_thing(path):
+    "No `plt.xlabel(x), plt.legend();`: a tuple is a statement only where its value is shown."
+    for cell in code_cells(path):
+        if cell.source.startswith("%"):
+            continue
+        tree = ast.parse(cell.source)
+        shown = None if cell.source.rstrip().endswith(";") else tree.body[-1] if tree.body else None
+        tuples = [n for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Tuple)]
+        assert not [ast.unparse(n) for n in tuples if n is not shown]
+
+
+@pytest.mark.parametrize("path", by_name(NOTEBOOKS))
+def test_private_names_stay_in_their_module(path):
+    imported = [s for s in statements(path) if isinstance(s, ast.ImportFrom) and (s.module or "").startswith("densegen")]
+    assert not [a.name for s in imported for a in s.names if a.name.startswith("_")]
+
+
+NOBODY_CAN_CHECK = r"in a trial|from memory|earlier measurement|many implementations|four libraries"
+
+
+@pytest.mark.parametrize("path", by_name(NOTEBOOKS))
+def test_references_can_be_checked(path):
+    prose = "\n".join(c.source for c in read(path).cells)
+    assert not re.findall(NOBODY_CAN_CHECK, prose)
+
+
+def test_arrows_point_to_lower_numbers():
+    "A module imports, at any depth of its code, only from earlier lectures: no circle, hidden or not."
+    place = {default_exp(p): int(p.stem[:2]) for p in LECTURES if default_exp(p)}
+    for path in LECTURES:
+        exported = [c.source for c in code_cells(path) if re.match(r"#\|\s*exports?\b", c.source)]
+        nodes = [n for source in exported for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)]
+        for module in {n.module.removeprefix("densegen.") for n in nodes if (n.module or "").startswith("densegen.")}:
+            assert place.get(module, -1) < int(path.stem[:2]), f"{path.stem} imports {module}"
+
+
 ORDERS = r"\b(beats?|wins?|outperforms?|better than|worse than)\b"
 
 
