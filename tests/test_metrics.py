@@ -18,8 +18,10 @@ from densegen.anomaly.scores import (
     auroc,
     average_precision,
     fpr_at_tpr,
+    judge,
     rank_metrics,
 )
+from densegen.workbench.compare import compare_by
 
 
 def oracle(scores, labels, tpr=0.95):
@@ -259,3 +261,37 @@ def test_the_gpu_says_the_same(kind):
     np.testing.assert_allclose(rank_metrics(scores.cuda(), labels.cuda()), rank_metrics(scores, labels), atol=1e-12)
     stream = StreamingMetrics(device="cuda").update(scores.cuda(), labels.cuda())
     assert torch.equal(stream.counts.cpu(), StreamingMetrics().update(scores, labels).counts)
+
+
+def test_arrays_are_taken_as_tensors():
+    scores, labels = torch.randn(300), labelled(300)
+    assert rank_metrics(scores.numpy(), labels.numpy()) == rank_metrics(scores, labels)
+    assert compare_by(auroc, scores, scores, labels, draws=20).difference == 0
+
+
+def drawn(scores, labels, ignore, draws):
+    "The bootstrap without bins: every draw of images sorted anew."
+    generator = torch.Generator().manual_seed(0)
+    picks = [torch.randint(len(scores), (len(scores),), generator=generator) for _ in range(draws)]
+    return torch.tensor([rank_metrics(scores[pick], labels[pick], ignore) for pick in picks])
+
+
+@pytest.mark.parametrize("shape", [(3000,), (40, 30, 30)])
+def test_a_judge_gives_exact_metrics_and_the_interval_of_the_plain_bootstrap(shape):
+    labels = (torch.rand(shape) < 0.1).long()
+    scores = torch.randn(shape) + 1.5 * labels
+    labels[-1] = 255
+    row, ends = judge(scores, labels, 255, draws=100), drawn(scores, labels, 255, 100)
+    ends = ends.quantile(torch.tensor([0.025, 0.975]), 0)
+    assert [row[k] for k in ("AP", "AUROC", "FPR95")] == list(rank_metrics(scores, labels, 255))
+    for column, name in enumerate(("AP", "AUROC", "FPR95")):
+        assert row[f"{name} 95 %"] == pytest.approx(ends[:, column].tolist(), abs=5e-3)
+    assert set(judge(scores, labels, 255, draws=0)) == {"AP", "AUROC", "FPR95"}
+
+
+def test_a_judge_knows_that_pixels_of_an_image_are_no_independent_draws():
+    # two kinds of images: in half of them all anomalies rank above, in half below; pixels alone would look certain
+    labels = torch.tensor([0, 1]).repeat(40, 50)
+    scores = labels * torch.tensor([1.0, -1.0]).repeat_interleave(20)[:, None] + 0.1 * torch.randn(40, 100)
+    low, high = judge(scores, labels)["AUROC 95 %"]
+    assert high - low > 0.2

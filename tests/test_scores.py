@@ -13,6 +13,7 @@ from torch import nn
 from densegen.anomaly.complexity import ComplexityScore
 from densegen.anomaly.open_set import OpenSetHybrid
 from densegen.anomaly.scores import (
+    LOGIT_SCORES,
     Autoencoder,
     Classifier,
     DensityScore,
@@ -141,6 +142,20 @@ def test_odin_steps_towards_confidence():
         flat = max_softmax(classifier(x) / 10)
     torch.testing.assert_close(Odin(classifier, temperature=10.0, epsilon=0.0).anomaly_score(x), flat)
     assert (Odin(classifier, temperature=10.0, epsilon=1e-3).anomaly_score(x) <= flat + 1e-6).all()
+
+
+class PixelLogits(nn.Module):
+    "Logits of three classes at each pixel, from images of 0..255."
+
+    def forward(self, images):
+        x = images.float() / 255
+        return torch.cat([3 * x, 1 - x, x.square()], 1)
+
+
+def test_detectors_of_logits_give_maps():
+    images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    for detector in [LogitScore(PixelLogits(), score) for score in LOGIT_SCORES.values()] + [Odin(PixelLogits(), 10.0, 1.0)]:
+        assert detector.anomaly_score(images).shape == (2, 8, 8)
 
 
 def test_mahalanobis_against_its_formula():

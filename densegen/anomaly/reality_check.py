@@ -60,7 +60,7 @@ def guess_hidden(
         h, _ = before(h)
     norm, mix, coupling = level.bijections[step].bijections
     kept, hidden = mix(norm(h)[0])[0].split(coupling.sizes, 1)
-    guess, _ = coupling.by.unbend(torch.zeros_like(hidden), coupling.net(kept))
+    guess, _ = coupling.transform.inverse(torch.zeros_like(hidden), coupling.net(kept))
     back = norm.inverse(mix.inverse(torch.cat([kept, guess], 1))[0])[0]
     for before in reversed(level.bijections[:step]):
         back, _ = before.inverse(back)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# %% ../../nbs/23_jem.ipynb #815ed340
 from .learning import ContrastiveDivergence
 from .samplers import value_and_gradient
 
