@@ -99,7 +99,8 @@ class QuadratureEBM(EnergyModel):
         if x.ndim != 2 or x.shape[1] != self.centres.shape[1]:
             raise ValueError(f"expected a batch of shape [B, {self.centres.shape[1]}]; got {list(x.shape)}")
         outside = x.abs().amax(1) > self.limit
-        value = -self.energy(x.masked_fill(outside[:, None], 0.0)) - self.log_partition()
+        x = x.masked_fill(outside[:, None], 0.0).to(self.centres.dtype)
+        value = -self.energy(x) - self.log_partition()
         return value.masked_fill(outside, -torch.inf)
 
     @torch.no_grad()
