@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import BIJECTIONS, DENSITIES, randomized, trained
 
-from densegen.flows.bijections import Compose, Flow, Permutation, StandardNormal, StandardUniform, reference_ladj
+from densegen.flows.bijections import Bijection, Compose, Flow, Permutation, StandardNormal, StandardUniform, reference_ladj
 from densegen.flows.coupling import Coupling, MaskedAutoregressive, RealNVP, Spline
 
 bijections = pytest.mark.parametrize("case", BIJECTIONS.values(), ids=BIJECTIONS)
@@ -151,6 +151,107 @@ def test_double_precision(case):
     assert same([o.double() for o in single], exact, atol=1e-3, rtol=1e-3)
 
 
+def arguments(x, c):
+    return (x,) if c is None else (x, c)
+
+
+def narrow_agrees_with_double(model, x, c, narrow):
+    "Log-determinants and log-densities of a narrow format are float32, and those of float64 to one per cent."
+    exact = copy.deepcopy(model).double()
+    with torch.no_grad():
+        *z, value = narrow(model, x, c)
+        wanted = evaluate(exact, x.double(), None if c is None else c.double())[-1]
+    assert value.dtype == torch.float32
+    assert (value.double() - wanted).abs().mean() < 0.01 * (x[0].numel() + wanted.abs().mean())
+    return z
+
+
+@everything
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half], ids=str)
+def test_the_format_follows_the_model(case, dtype):
+    model = randomized(case.make(), 0.2).to(dtype)
+    x, c = case.inputs(64, dtype)
+    z = narrow_agrees_with_double(model, x, c, evaluate)
+    assert all(t.dtype == dtype for t in z)
+    narrow_agrees_with_double(model, case.inputs(64)[0], c, evaluate)  # wide inputs stay wide
+    with torch.no_grad():
+        if isinstance(model, Bijection):
+            back, ladj = model.inverse(z[0], c)
+            assert back.dtype == dtype and ladj.dtype == torch.float32
+            assert (back - x).abs().mean() < 0.02 * (1 + x.abs().mean())
+        else:
+            drawn = model.sample(4) if c is None else model.sample(4, c[:4])
+            assert drawn.dtype == dtype and drawn.isfinite().all()
+
+
+@everything
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.float64], ids=str)
+def test_losses_and_bits_in_every_format(case, dtype):
+    model = randomized(case.make(), 0.1).to(dtype).train()
+    x, c = case.inputs(16, dtype)
+    if isinstance(model, Bijection) or not hasattr(model, "loss"):
+        pytest.skip("no loss")
+    if hasattr(model, "bits_per_dim"):
+        x = torch.randint(0, 256, x.shape, dtype=torch.uint8)
+        bits, single = model.bits_per_dim(x), copy.deepcopy(model).float().bits_per_dim(x)
+        assert bits.dtype == torch.promote_types(dtype, torch.float32)
+        assert (bits.double().mean() - single.double().mean()).abs() < 0.2
+    loss = model.loss(x if c is None else (x, c))
+    total = sum(loss.values()) if isinstance(loss, dict) else loss
+    total.backward()
+    assert all(p.grad is None or (p.grad.dtype == dtype and p.grad.isfinite().all()) for p in model.parameters())
+
+
+@everything
+def test_sums_stay_in_float32_under_autocast(case):
+    def mixed(model, x, c):
+        with torch.autocast("cpu", torch.bfloat16):
+            return evaluate(model, x, c)
+
+    model = randomized(case.make(), 0.2)
+    z = narrow_agrees_with_double(model, *case.inputs(64), mixed)
+    assert all(t.dtype == torch.float32 for t in z)
+
+
+@everything
+def test_inference_mode_equals_eager(case):
+    model = randomized(case.make(), 0.3)
+    x, c = case.inputs(5)
+    with torch.inference_mode():
+        fast = [o.clone() for o in evaluate(model, x, c)]
+    assert same(evaluate(model, x, c), fast, atol=1e-6)
+
+
+@densities
+def test_nan_stays_nan_and_alone(case):
+    "As -inf it would look like a very certain anomaly."
+    model = randomized(case.make(), 0.3)
+    x, c = case.inputs(4)
+    x = x.clamp(-1, 1)
+    before = evaluate(model, x, c)[0]
+    x[1].view(-1)[0] = torch.nan
+    value = evaluate(model, x, c)[0]
+    assert value.isnan().tolist() == [False, True, False, False]
+    assert torch.allclose(value[2:], before[2:], atol=1e-6)
+
+
+@densities
+@pytest.mark.parametrize("size", [1e13, 1e19, 3e38, torch.inf])
+def test_values_out_of_all_measure_have_no_density_and_no_gradient(case, size):
+    "Today's gradients of Glow are NaN from 1e19 on, its log-density from 1e38 on."
+    model = randomized(case.make(), 0.3).train()
+    x, c = case.inputs(4)
+    x = torch.cat([size * x[:2].sign(), x[2:].clamp(-1, 1)]).requires_grad_()
+    value = evaluate(model, x, c)[0]
+    if isinstance(model, StandardNormal):
+        assert not value.isnan().any() and (value[:2] < -1e12).all()
+        return
+    assert (value[:2] == -torch.inf).all() and value[2:].isfinite().all()
+    (-value).mean().backward()
+    assert (x.grad[:2] == 0).all() and x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 @everything
 def test_shapes_on_the_meta_device(case):
     model = case.make().to("meta")
@@ -220,6 +321,19 @@ def test_other_bad_arguments():
         Coupling(1)
     with pytest.raises(ValueError, match="permutation of 0..2"):
         Permutation(torch.tensor([0, 0, 2]))
+    with pytest.raises(ValueError, match="expected floating-point numbers; got torch.uint8"):
+        RealNVP(2, layers=2, width=8).log_prob(torch.zeros(4, 2, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("order", [[1, 0], [1, 2, 0]])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int32, torch.float32, list], ids=str)
+def test_a_permutation_of_any_number_type_is_no_mask(order, dtype):
+    if dtype is torch.bool and len(order) > 2:
+        pytest.skip("two truth values")
+    given = order if dtype is list else torch.tensor(order).to(dtype)
+    x = torch.randn(3, len(order))
+    z, _ = Permutation(given)(x)
+    assert z.equal(x[:, torch.tensor(order)]) and Permutation(given).inverse(z)[0].equal(x)
 
 
 @settings(max_examples=25, deadline=None)
@@ -284,6 +398,7 @@ def test_masks_let_an_output_see_smaller_numbers_only():
 def test_uniform_base_is_minus_infinity_outside():
     base = StandardUniform(2)
     assert base.log_prob(torch.tensor([[0.5, 0.5], [1.5, 0.5], [0.5, -0.1]])).tolist() == [0.0, -torch.inf, -torch.inf]
+    assert base.log_prob(torch.tensor([[torch.nan, 5.0], [0.0, 1.0]])).isnan().tolist() == [True, False]
 
 
 def test_empty_composition_is_the_identity():

@@ -64,6 +64,17 @@ def test_density_is_zero_outside_the_box():
     assert model.sample(1000).abs().max() <= 2.0
 
 
+def test_nan_and_huge_values_keep_to_themselves():
+    "NaN stays NaN; outside the box the density is zero, and so is its gradient."
+    model = QuadratureEBM(2, width=8, limit=2.0, points=16)
+    x = torch.tensor([[0.0, 0.0], [torch.nan, 0.0], [3e38, -3e38], [torch.inf, 0.0]], requires_grad=True)
+    value = model.log_prob(x)
+    assert value[0].isfinite() and value[1].isnan() and (value[2:] == -torch.inf).all()
+    x = x.detach()[[0, 2, 3]].requires_grad_()
+    model.log_prob(x).sum().backward()
+    assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_samples_have_the_moments_of_the_density():
     model = QuadratureEBM(1, width=8, limit=6.0, points=600).double()
     with torch.no_grad():

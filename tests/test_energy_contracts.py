@@ -45,6 +45,20 @@ def test_double_precision_agrees(case):
     assert torch.allclose(single.double(), double, atol=1e-4)
 
 
+@pytest.mark.parametrize("how", ["bfloat16", "half", "autocast"])
+def test_energies_of_narrow_networks_are_float32(case, how):
+    model, draw, _ = case
+    x = draw(32)
+    if how != "autocast":
+        dtype = getattr(torch, how)
+        model, x = model.to(dtype), x.to(dtype)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        energy, value = model.energy(x), model.log_prob(x)
+    assert energy.dtype == value.dtype == torch.float32
+    wanted = model.double().energy(x.double())
+    assert (energy.double() - wanted).abs().mean() < 0.01 * (x[0].numel() + wanted.abs().mean())
+
+
 def test_saved_and_loaded(case):
     model, draw, make = case
     x, other = draw(4), make()

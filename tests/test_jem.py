@@ -144,3 +144,48 @@ def test_attack_on_a_linear_classifier_is_the_best_one():
     x, y = torch.zeros(1, 5, dtype=torch.float64), torch.tensor([0])
     best = x + 0.2 * (net.weight[1] - net.weight[0]).sign()
     assert torch.allclose(pgd(JEM(net), x, y, 0.2), best.detach())
+
+
+def test_noise_is_added_to_what_the_classifier_and_the_density_see():
+    "Of the given deviation, anew at each call; the given images stay as they are."
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(x.detach().clone())
+            return x.flatten(1)[:, :4]
+
+    x, y = torch.zeros(500, 1, 4, 4), torch.zeros(500, dtype=torch.long)
+    for sigma in (0.03, 0.3):
+        seen.clear()
+        JointLoss(lambda model, x: {"gap": model.energy(x).mean()}, noise=sigma)(JEM(Spy()), (x, y))
+        JointLoss(noise=sigma)(JEM(Spy()), (x, y))
+        assert all(abs(t.std() / sigma - 1) < 0.05 and abs(t.mean()) < 0.05 * sigma for t in seen) and len(seen) == 3
+        assert seen[0].equal(seen[1]) and not seen[0].equal(seen[2]) and (x == 0).all()
+
+
+def test_half_of_the_default_noise_is_not_the_papers():
+    assert JointLoss().noise == 0.03
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.half, torch.bfloat16], ids=str)
+def test_calibration_of_two_million_in_any_format(dtype):
+    "In float32 sums stop growing at 16.8 million, in half precision at 2048; 0.95 itself is rounded by the format."
+    n, confidence = 2_000_000, torch.tensor(0.95).to(dtype)
+    sure = torch.stack([confidence, 1 - confidence]).expand(n, 2)
+    y = (torch.arange(n) % 10 == 0).long()  # right nine times in ten
+    assert abs(calibration_error(sure, y) - (confidence.double() - 0.9)) < 1e-9
+
+
+@pytest.mark.parametrize("wrong", [torch.randn(6, 4), torch.full((6, 4), 0.5), torch.full((6, 4), torch.nan)])
+def test_logits_are_not_taken_for_probabilities(wrong):
+    with pytest.raises(ValueError, match="posterior: expected rows of probabilities that add to 1"):
+        calibration_error(wrong, torch.zeros(6, dtype=torch.long))
+
+
+def test_densities_of_a_half_precision_classifier_are_float32(model):
+    x = inputs()
+    wanted = model.log_prob(x)
+    narrow, posterior = model.bfloat16().log_prob(x.bfloat16()), model.posterior(x.bfloat16())
+    assert narrow.dtype == posterior.dtype == torch.float32
+    assert torch.allclose(narrow.double(), wanted, atol=0.05) and (posterior.sum(1) - 1).abs().max() < 1e-6

@@ -81,6 +81,18 @@ def test_samples_carry_no_gradient_and_the_buffer_moves():
     assert 1 <= moved <= 8
 
 
+def test_the_penalty_is_on_both_sides():
+    "Energies of 3 at the data and 2 at the samples: 0.5 (9 + 4), of the squares of each and not of the gap."
+    data, dreams = torch.full((6, 1), 3.0), torch.full((4, 1), 2.0)
+    objective = ContrastiveDivergence(Langevin(0.1), 1, penalty=0.5)
+    objective.samples = lambda model, x: dreams
+    model = EnergyModel(nn.Identity(), bowl=None)
+    terms = objective(model, data)
+    assert terms["gap"] == 1.0 and terms["penalty"] == 6.5
+    dreams[0] = 4.0  # the mean of squares, not the square of a mean
+    assert objective(model, data)["penalty"] == 0.5 * (9 + 7)
+
+
 def test_noise_starts_are_fresh():
     buffer = ReplayBuffer(4, (2,), fresh=lambda n, shape, g=None, like=None: torch.full((n, *shape), 5.0))
     stay = Langevin(1e-12)

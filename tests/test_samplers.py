@@ -263,6 +263,68 @@ def test_chains_do_not_leave_the_domain(name):
         assert (trace.states[..., 0] > 0).all() and trace.acceptance > 0.1
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("chains", [1, 6])
+@pytest.mark.parametrize(
+    "energy",
+    [lambda x: x.square().sum(), lambda x: x.square().mean(), lambda x: x.square().sum(1, keepdim=True), lambda x: x.square()],
+    ids=["sum", "mean", "column", "entries"],
+)
+def test_energies_are_one_number_for_each_chain(name, chains, energy):
+    "A mean over the batch divides every slope by the number of chains: another temperature, silently."
+    with pytest.raises(ValueError, match=r"energy: expected one number for each chain, \[\d+\]; got \[.*not over the chains"):
+        ALL[name].sample(energy, torch.randn(chains, 2), 3)
+
+
+def test_a_slope_wants_one_number_for_each_row():
+    with pytest.raises(ValueError, match=r"expected one number for each chain, \[4\]; got \[\]"):
+        value_and_gradient(lambda x: x.mean(), torch.randn(4, 2))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_chain_is_a_chain(name):
+    draw = lambda n: ALL[name].sample(lambda x: x.square().sum(1), torch.zeros(n, 2), 3, torch.Generator().manual_seed(0))
+    assert draw(1).shape == (1, 2) and draw(1).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_inference_mode_changes_nothing(name):
+    model = EnergyModel(energy_net(3, 8))
+    draw = lambda init: ALL[name].sample(model, init, 4, torch.Generator().manual_seed(1), trace=True).states
+    wanted = draw(torch.ones(5, 3))
+    with torch.inference_mode():
+        assert draw(torch.ones(5, 3)).equal(wanted)
+        value, slope = value_and_gradient(model.energy, torch.ones(5, 3))
+    assert slope.equal(value_and_gradient(model.energy, torch.ones(5, 3))[1]) and not value.requires_grad
+
+
+def test_gibbs_and_the_buffer_under_inference_mode():
+    buffer = ReplayBuffer(6, (4, 4), fresh=lambda n, shape, g=None, like=None: torch.ones(n, *shape))
+    with torch.inference_mode():
+        states, index = buffer.draw(3)
+        buffer.store(Gibbs().sample(Ising(4), states, 2), index)
+    assert (buffer.states.abs() == 1).all()
+
+
+@pytest.mark.parametrize("leapfrogs", [0, -1])
+def test_a_ball_that_does_not_roll_is_refused(leapfrogs):
+    with pytest.raises(ValueError, match="leapfrogs: expected at least 1, or no chain moves; got"):
+        HMC(0.1, leapfrogs)
+
+
+@pytest.mark.parametrize("name", ["random walk", "mala", "hmc", "tempered"])
+def test_acceptance_in_bfloat16_is_that_of_float32(name):
+    "Energies of hundreds have no decimals in bfloat16: the difference of two is an even number."
+    model = EnergyModel(energy_net(3, 8), bowl=1.0)
+    with torch.no_grad():
+        model.net[0].bias.fill_(300.0)
+        model.net[-1].weight.fill_(0.5)
+    share = lambda m, x: ALL[name].sample(m, x, 200, torch.Generator().manual_seed(1), trace=True).acceptance
+    start = torch.randn(40, 3)
+    assert model.bfloat16().energy(start.bfloat16()).dtype == torch.float32
+    assert share(model, start.bfloat16()) > 0 and share(model.float(), start) > 0
+
+
 @pytest.mark.parametrize("init, steps", [(torch.zeros(3), 1), (torch.full((2, 2), torch.nan), 1), (torch.zeros(2, 2), 0)])
 def test_bad_starts_are_named(init, steps):
     with pytest.raises(ValueError, match="expected a finite start of shape"):
@@ -309,3 +371,72 @@ def test_buffer_is_saved_with_the_model():
     other.load_state_dict(model.state_dict())
     assert torch.equal(other["buffer"].states, model["buffer"].states)
     assert model.double()["buffer"].draw(3)[0].dtype == torch.float64
+
+
+# acceptance, by hand
+def accepted_by_hand(sampler, energy, x, log_ratio):
+    "One step of a sampler, and who should have moved: the same uniform numbers, the ratio worked out from scratch."
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    u = torch.rand(len(x), generator=generator, dtype=x.dtype)
+    proposal, ratio = log_ratio(noise)
+    trace = sampler.sample(energy, x, 1, torch.Generator().manual_seed(5), trace=True)
+    wanted = u < ratio.exp()
+    assert trace.accepted[0].equal(wanted) and 0.1 < wanted.double().mean() < 0.9
+    assert torch.allclose(trace.states[0], torch.where(wanted[:, None], proposal, x), atol=1e-10)
+
+
+def slope(energy, x):
+    return torch.func.grad(lambda x: energy(x).sum())(x)
+
+
+def test_the_random_walk_accepts_by_the_ratio_of_densities():
+    x = 1.5 * torch.randn(2000, 2, dtype=torch.float64)
+
+    def ratio(noise):
+        y = x + 1.3 * noise
+        return y, mixture(x) - mixture(y)
+
+    accepted_by_hand(RandomWalk(1.3), mixture, x, ratio)
+
+
+def test_mala_accepts_by_densities_and_both_proposals():
+    "min(1, p(y) q(x | y) / p(x) q(y | x)) with Gaussian q around x - step grad (Roberts, Tweedie 1996)."
+    step, x = 0.35, torch.randn(2000, 2, dtype=torch.float64)
+
+    def ratio(noise):
+        y = x - step * slope(double_well, x) + math.sqrt(2 * step) * noise
+        log_q = lambda to, start: -(to - start + step * slope(double_well, start)).square().sum(1) / (4 * step)
+        return y, double_well(x) - double_well(y) + log_q(x, y) - log_q(y, x)
+
+    accepted_by_hand(MALA(step), double_well, x, ratio)
+
+
+def test_hmc_accepts_by_the_total_energy():
+    h, x = 0.6, torch.randn(2000, 2, dtype=torch.float64)
+
+    def ratio(r):
+        y, end = x, r
+        for _ in range(4):
+            half = end - 0.5 * h * slope(double_well, y)
+            y = y + h * half
+            end = half - 0.5 * h * slope(double_well, y)
+        total = lambda x, r: double_well(x) + 0.5 * r.square().sum(1)
+        return y, total(x, r) - total(y, end)
+
+    accepted_by_hand(HMC(h, 4), double_well, x, ratio)
+
+
+def test_tempered_chains_trade_places_by_the_product_of_differences():
+    "Two temperatures, copies that do not move: the swap is accepted with min(1, exp((1 - 1/T) (E_cold - E_hot)))."
+
+    class Still(Sampler):
+        def step(self, energy, x, memory, generator):
+            return x, None, torch.ones(len(x), dtype=torch.bool)
+
+    energy, n = lambda x: x[:, 0], 20_000
+    tempered, cold, hot = Tempered(Still(), (1.0, 4.0)), torch.zeros(n, 1), torch.full((1, n, 1), 1.0)
+    x, _, _ = tempered.step(energy, cold, hot, torch.Generator().manual_seed(0))
+    assert abs((x == 1).double().mean() - math.exp(-0.75)) < 0.015
+    x, _, _ = tempered.step(energy, cold + 2, hot, torch.Generator().manual_seed(0))
+    assert (x == 1).all()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% ../../nbs/23_jem.ipynb #815ed340
+from .energy import wide
 from .learning import ContrastiveDivergence
 from .samplers import value_and_gradient
 
@@ -29,7 +30,7 @@ class JEM(nn.Module):
 
     def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         "E(x), or E(x, y) for given classes [B]; [B, *shape] -> [B]."
-        logits = self.classifier(x)
+        logits = wide(self.classifier(x))
         return -logits.logsumexp(1) if y is None else -logits.gather(1, y[:, None]).squeeze(1)
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -38,7 +39,7 @@ class JEM(nn.Module):
 
     def posterior(self, x: Tensor) -> Tensor:
         "P(y | x), [B, classes]."
-        return self.classifier(x).softmax(1)
+        return wide(self.classifier(x)).softmax(1)
 
 # %% ../../nbs/23_jem.ipynb #68207871
 def smooth_classifier(
@@ -87,7 +88,10 @@ def calibration(
     bins: int = 10,  # of equal width
 ) -> tuple[Tensor, Tensor, Tensor]:  # for each bin that is not empty: share, mean confidence, accuracy; float64
     "The reliability diagram; ECE is the sum of share * |confidence - accuracy| (Guo et al., ICML 2017)."
-    confidence, guess = posterior.double().max(1)
+    posterior = posterior.double()
+    if not ((posterior.sum(1) - 1).abs() < 0.05).all() or (posterior < 0).any():
+        raise ValueError("posterior: expected rows of probabilities that add to 1; got others; take softmax(1) of logits")
+    confidence, guess = posterior.max(1)
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
     table = torch.stack([torch.ones_like(confidence), confidence, (guess == y).to(confidence)])
     sums = torch.zeros(3, bins).to(table).index_add_(1, place, table)

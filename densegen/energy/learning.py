@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .energy import EnergyModel
+from .energy import EnergyModel, wide
 from .samplers import Gibbs, ReplayBuffer, Sampler
 
 # %% ../../nbs/22_learning.ipynb #3fe1b0c7
@@ -146,7 +146,7 @@ class RBM(nn.Module):
 
     def energy(self, v: Tensor) -> Tensor:
         "The free energy, hidden units summed out, [B, visible] -> [B]."
-        return -v @ self.b - F.softplus(self.c + v @ self.W).sum(1)
+        return wide(-v @ self.b) - F.softplus(wide(self.c + v @ self.W)).sum(1)
 
     def gibbs(self, v: Tensor, generator: torch.Generator | None = None) -> Tensor:
         "One sweep: all hidden units given the visible ones, then back."
@@ -161,7 +161,7 @@ class RBM(nn.Module):
             raise ValueError(f"log Z adds 2^units states: {expected}; use AIS")
         number, place = torch.arange(2 ** len(side), device=W.device), torch.arange(len(side), device=W.device)
         states = (number[:, None] >> place & 1).to(W.dtype)
-        return torch.logsumexp(states @ side + F.softplus(other + states @ W).sum(1), 0)
+        return torch.logsumexp(wide(states @ side) + F.softplus(wide(other + states @ W)).sum(1), 0)
 
     def log_prob(self, v: Tensor) -> Tensor:
         "Log-probability in nats, [B, visible] -> [B]; up to a constant where `log_prob_is` is unnormalized."

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .energy import wide
+
 # %% ../../nbs/21_samplers.ipynb #41ece603
 @dataclass
 class Trace:
@@ -27,6 +29,19 @@ class Trace:
     def acceptance(self) -> float:
         "Share of the proposals that were taken."
         return self.accepted.double().mean().item()
+
+# %% ../../nbs/21_samplers.ipynb #1c5deae5
+def _by_chain(energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    "The energy, held to one number for each chain."
+
+    def values(x):
+        value = energy(x)
+        if value.shape != x.shape[:1]:
+            remedy = "add up over the entries of a state, not over the chains"
+            raise ValueError(f"energy: expected one number for each chain, [{len(x)}]; got {list(value.shape)}; {remedy}")
+        return value
+
+    return values
 
 # %% ../../nbs/21_samplers.ipynb #8dbee889
 class Sampler:
@@ -41,6 +56,9 @@ class Sampler:
         trace: bool = False,  # return all states
     ) -> Tensor | Trace:  # the last states [B, *shape], or a `Trace`
         "Move every chain `steps` times; `ValueError` for a start with NaN, inf or no room for chains."
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self.sample(energy, init.clone(), steps, generator, trace)
         if init.ndim < 2 or not torch.isfinite(init).all() or steps < 1:
             got = f"shape {list(init.shape)}, finite: {bool(torch.isfinite(init).all())}, steps {steps}"
             raise ValueError(f"expected a finite start of shape [chains, ...] and at least one step; got {got}")
@@ -53,7 +71,7 @@ class Sampler:
 
     def targets(self, energy, steps: int) -> Iterator[Callable]:
         "The energy that each step is to obey."
-        return itertools.repeat(getattr(energy, "energy", energy), steps)
+        return itertools.repeat(_by_chain(getattr(energy, "energy", energy)), steps)
 
     def step(self, energy, x: Tensor, memory: Any, generator) -> tuple[Tensor, Any, Tensor]:
         "New states, what to remember for the next step, and who moved [B]."
@@ -62,6 +80,7 @@ class Sampler:
 # %% ../../nbs/21_samplers.ipynb #9301b367
 def _metropolis(log_ratio: Tensor, old: tuple, new: tuple, generator) -> tuple[Tensor, list[Tensor]]:
     "Who accepts, and for each pair of tensors the rows that result."
+    log_ratio = wide(log_ratio)
     u = torch.rand(log_ratio.shape, generator=generator, dtype=log_ratio.dtype, device=log_ratio.device)
     taken = u.log() < log_ratio
     rows = lambda t: taken.view(-1, *[1] * (t.ndim - 1))
@@ -95,9 +114,9 @@ def value_and_gradient(
     x: Tensor,  # [B, *shape]
 ) -> tuple[Tensor, Tensor]:  # E(x) [B], its gradient in x [B, *shape]
     "The energy and its slope at each point; parameters of the energy receive no gradient."
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        value = energy(x)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+        value = _by_chain(energy)(x)
         (gradient,) = torch.autograd.grad(value.sum(), x)
     return value.detach(), gradient
 
@@ -130,7 +149,7 @@ def leapfrog(
     r: Tensor,  # momenta [B, *shape]
     gradient: Tensor,  # of the energy at x [B, *shape]
     step: float,  # time that one step takes
-    count: int,  # number of steps
+    count: int,  # number of steps, at least 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # x, r, and the energy and its gradient at x
     "Hamilton's equations for E(x) + |r|^2 / 2, second order, reversible, volume-preserving."
     for _ in range(count):
@@ -147,15 +166,17 @@ class HMC(Sampler):
     def __init__(
         self,
         step: float,  # time of one leapfrog
-        leapfrogs: int = 10,  # leapfrogs before the decision; each costs one gradient
+        leapfrogs: int = 10,  # leapfrogs before the decision, at least 1; each costs one gradient
     ):
+        if leapfrogs < 1:
+            raise ValueError(f"leapfrogs: expected at least 1, or no chain moves; got {leapfrogs}")
         self.size, self.leapfrogs = step, leapfrogs
 
     def step(self, energy, x, memory, generator):
         here, slope = value_and_gradient(energy, x) if memory is None else memory
         r = _noise(x, generator)
         proposal, end, there, steep = leapfrog(energy, x, r, slope, self.size, self.leapfrogs)
-        kinetic = lambda r: 0.5 * torch.linalg.vector_norm(r.flatten(1), dim=1).square()
+        kinetic = lambda r: 0.5 * torch.linalg.vector_norm(wide(r).flatten(1), dim=1).square()
         ratio = here - there + kinetic(r) - kinetic(end)
         taken, (x, here, slope) = _metropolis(ratio, (x, here, slope), (proposal, there, steep), generator)
         return x, (here, slope), taken
@@ -205,7 +226,7 @@ class Tempered(Sampler):
         self.sampler, self.temperatures = sampler, temperatures
 
     def step(self, energy, x, memory, generator):
-        cold = 1 / torch.tensor(self.temperatures, dtype=x.dtype, device=x.device)
+        cold = 1 / torch.tensor(self.temperatures, dtype=wide(x[:0]).dtype, device=x.device)
         ladder = x.expand(len(cold), *x.shape) if memory is None else torch.cat([x[None], memory])
         scaled = lambda flat: energy(flat) * cold.repeat_interleave(len(x))
         flat, _, accepted = self.sampler.step(scaled, ladder.flatten(0, 1), None, generator)
@@ -245,6 +266,7 @@ class Ising(nn.Module):
 
     def energy(self, x: Tensor) -> Tensor:
         "[B, side, side] of -1 and 1 -> [B]"
+        x = wide(x)
         bonds = x * (x.roll(1, 1) + x.roll(1, 2))
         return -(self.coupling * bonds + self.field * x).flatten(1).sum(1)
 

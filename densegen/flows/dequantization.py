@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .bijections import Bijection, Compose, Flow, Inverse, StandardNormal
+from .bijections import Bijection, Compose, Flow, Inverse, StandardNormal, no_change, total, wide
 from .coupling import CheckerboardCoupling, ImageCoupling
 
 # %% ../../nbs/32_dequantization.ipynb #0c4e8793
@@ -26,15 +26,33 @@ def bits_per_dim(
     "Cost of one component in bits, from the log-density of a dequantized image."
     return (dims * math.log(grey_levels) - log_prob) / (dims * math.log(2))
 
+# %% ../../nbs/32_dequantization.ipynb #4f3d2488
+def _numbers(v: Tensor, grey_levels: int) -> Tensor:
+    "v, if it holds integers 0..grey_levels - 1; else `ValueError`."
+    expected = f"images: expected integers 0..{grey_levels - 1}"
+    if v.is_floating_point() or v.is_complex():
+        raise ValueError(f"{expected}; got {v.dtype}; round images in 0..1, (x * {grey_levels - 1}).round().long()")
+    bytes_fit = v.dtype == torch.bool or (v.dtype == torch.uint8 and grey_levels > 255)
+    training = v.device.type != "cpu" and torch.is_grad_enabled()  # where a look at the values would cost time
+    if not (bytes_fit or training or v.is_meta or v.numel() == 0 or torch.compiler.is_compiling()):
+        low, high = (end.item() for end in v.aminmax())
+        if low < 0 or high >= grey_levels:
+            raise ValueError(f"{expected}; got {low}..{high}; check grey_levels")
+    return v
+
 # %% ../../nbs/32_dequantization.ipynb #6011de10
 class UniformNoise(nn.Module):
     "x = (v + u) / grey_levels with u uniform on [0, 1); floor(grey_levels * x) is v again."
 
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+
     def forward(self, v: Tensor, grey_levels: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        "A dequantized image in (0, 1) and the log-density of its noise, which is zero [B]."
-        x = v.to(torch.get_default_dtype())
+        "A dequantized image in (0, 1) and the log-density of its noise, which is zero [B]; `ValueError` for others."
+        x = _numbers(v, grey_levels).to(wide(self.zero).dtype)
         u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        return _placed(x, u, grey_levels), x.new_zeros(len(x))
+        return _placed(x, u, grey_levels), no_change(x)
 
 # %% ../../nbs/32_dequantization.ipynb #ac1b24a2
 def _placed(v: Tensor, u: Tensor, grey_levels: int) -> Tensor:
@@ -88,13 +106,13 @@ class Logit(Bijection):
         self.alpha = alpha
 
     def forward(self, x, context=None):
-        p = self.alpha + (1 - 2 * self.alpha) * x
+        p = self.alpha + (1 - 2 * self.alpha) * wide(x)
         z = torch.log(p) - torch.log1p(-p)
-        return z, -self._log_slope(z).flatten(1).sum(1)
+        return z.to(x.dtype), -total(self._log_slope(z))
 
     def inverse(self, z, context=None):
-        x = (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
-        return x, self._log_slope(z).flatten(1).sum(1)
+        x = (torch.sigmoid(wide(z)) - self.alpha) / (1 - 2 * self.alpha)
+        return x.to(z.dtype), total(self._log_slope(wide(z)))
 
     def _log_slope(self, z):
         return F.logsigmoid(z) + F.logsigmoid(-z) - math.log(1 - 2 * self.alpha)
@@ -115,11 +133,11 @@ class VariationalNoise(nn.Module):
         self.flow = Compose(Logit(0.0), *boards)
 
     def forward(self, v: Tensor, grey_levels: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        "A dequantized image in (0, 1) and the log-density of its noise [B]."
-        x = v.to(torch.get_default_dtype())
+        "A dequantized image in (0, 1) and the log-density of its noise [B]; `ValueError` for others."
+        x = _numbers(v, grey_levels).to(wide(next(self.parameters())).dtype)
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         u, ladj = self.flow.inverse(1.7 * noise, x / grey_levels - 0.5)
-        log_q = StandardNormal(x.shape[1:]).log_prob(noise) - x[0].numel() * math.log(1.7) - ladj
+        log_q = StandardNormal(x.shape[1:]).log_prob(noise) - math.prod(x.shape[1:]) * math.log(1.7) - ladj
         return _placed(x, u, grey_levels), log_q
 
 # %% ../../nbs/32_dequantization.ipynb #c856f0cf
@@ -131,12 +149,12 @@ class Squeeze(Bijection):
             raise ValueError(f"squeeze: expected even height and width; got {list(x.shape[-2:])}")
         n, c, h, w = x.shape
         blocks = x.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4)
-        return blocks.reshape(n, 4 * c, h // 2, w // 2), x.new_zeros(n)
+        return blocks.reshape(n, 4 * c, h // 2, w // 2), no_change(x)
 
     def inverse(self, z, context=None):
         n, c, h, w = z.shape
         blocks = z.reshape(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3)
-        return blocks.reshape(n, c // 4, 2 * h, 2 * w), z.new_zeros(n)
+        return blocks.reshape(n, c // 4, 2 * h, 2 * w), no_change(z)
 
 # %% ../../nbs/32_dequantization.ipynb #c2707068
 class ConditionalPrior(ImageCoupling):

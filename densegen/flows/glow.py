@@ -6,15 +6,17 @@
 __all__ = ['ActNorm', 'InvertibleConv', 'GlowStep', 'GlowSteps', 'ClassNormal', 'ClassFlow', 'Glow', 'initialize_actnorm']
 
 # %% ../../nbs/33_glow.ipynb #cae51244
+import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .bijections import Bijection, Compose, StandardNormal, check_shape
-from .coupling import ImageCoupling, ScaleShift, Transform
+from .bijections import Bijection, Compose, StandardNormal, check_shape, reach, total, wide
+from .coupling import ImageCoupling, ScaleShift, Transform, answers
 from .dequantization import ImageFlow, bits_per_dim, level_map, multiscale
 
 # %% ../../nbs/33_glow.ipynb #5026eca3
@@ -33,19 +35,32 @@ class ActNorm(Bijection):
     def initialize(self, x: Tensor) -> None:
         "Make the channels of this batch [B, C, H, W] zero in mean and one in deviation; once only."
         if not self.initialized:
+            x = wide(x)
+            if x[:, 0].numel() < 2 or not x.isfinite().all():
+                got = f"a batch of shape {list(x.shape)}, finite: {bool(x.isfinite().all())}"
+                raise ValueError(f"initialize: expected two or more finite values a channel; got {got}; take more images")
             self.shift.copy_(x.mean((0, 2, 3)))
             self.log_scale.copy_(x.std((0, 2, 3)).clamp_min(1e-3).log())
             self.initialized.fill_(True)
 
     def forward(self, x, context=None):
-        z = (x - self.shift[:, None, None]) * torch.exp(-self.log_scale)[:, None, None]
-        return z, -(x.shape[2] * x.shape[3] * self.log_scale.sum()).expand(len(x))
+        shift, log_scale = wide(self.shift), wide(self.log_scale)
+        z = (wide(x) - shift[:, None, None]) * torch.exp(-log_scale)[:, None, None]
+        return z.to(x.dtype), -(x.shape[2] * x.shape[3] * log_scale.sum()).expand(len(x))
 
     def inverse(self, z, context=None):
-        x = z * torch.exp(self.log_scale)[:, None, None] + self.shift[:, None, None]
-        return x, (z.shape[2] * z.shape[3] * self.log_scale.sum()).expand(len(z))
+        shift, log_scale = wide(self.shift), wide(self.log_scale)
+        x = wide(z) * torch.exp(log_scale)[:, None, None] + shift[:, None, None]
+        return x.to(z.dtype), (z.shape[2] * z.shape[3] * log_scale.sum()).expand(len(z))
 
 # %% ../../nbs/33_glow.ipynb #002ffbb7
+def _uncast(x: Tensor):
+    "No autocast in here: networks may run in half precision, the state of a flow and its volume may not."
+    kind = x.device.type
+    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if cast else nullcontext()
+
+
 def _triangles(lu: Tensor, sign: Tensor, log_s: Tensor) -> tuple[Tensor, Tensor]:
     "L and U of one or many matrices: [..., C, C], [..., C], [..., C]."
     one = torch.eye(lu.shape[-1], dtype=lu.dtype, device=lu.device)
@@ -74,18 +89,20 @@ class InvertibleConv(Bijection):
         self.lu = nn.Parameter(lower.tril(-1) + upper.triu(1))  # both triangles; the diagonal is not read
 
     def weight(self) -> Tensor:
-        "W [C, C]."
-        lower, upper = _triangles(self.lu, self.sign, self.log_s)
-        return self.p @ lower @ upper
+        "W [C, C], float32 or wider."
+        lower, upper = _triangles(wide(self.lu), wide(self.sign), wide(self.log_s))
+        return wide(self.p) @ lower @ upper
 
     def forward(self, x, context=None):
-        z = torch.matmul(self.weight(), x.flatten(2)).view_as(x)
-        return z, (x.shape[2] * x.shape[3] * self.log_s.sum()).expand(len(x))
+        with _uncast(x):
+            z = torch.matmul(self.weight(), wide(x).flatten(2)).view_as(x)
+        return z.to(x.dtype), (x.shape[2] * x.shape[3] * wide(self.log_s).sum()).expand(len(x))
 
     def inverse(self, z, context=None):
-        weight = _inverse_of(self.p, self.lu, self.sign, self.log_s).to(z.dtype)
-        x = torch.matmul(weight, z.flatten(2)).view_as(z)
-        return x, -(z.shape[2] * z.shape[3] * self.log_s.sum()).expand(len(z))
+        weight = _inverse_of(self.p, self.lu, self.sign, self.log_s)
+        with _uncast(z):
+            x = torch.matmul(weight.to(wide(z).dtype), wide(z).flatten(2)).view_as(z)
+        return x.to(z.dtype), -(z.shape[2] * z.shape[3] * wide(self.log_s).sum()).expand(len(z))
 
 # %% ../../nbs/33_glow.ipynb #acd29230
 class GlowStep(Compose):
@@ -118,7 +135,7 @@ class GlowSteps(Compose):
 
     def _stacked(self):
         norms, mixes, _ = zip(*(step.bijections for step in self.bijections))
-        gather = lambda parts, name: torch.stack([getattr(part, name) for part in parts])
+        gather = lambda parts, name: wide(torch.stack([getattr(part, name) for part in parts]))
         matrices = [gather(mixes, name) for name in ("p", "lu", "sign", "log_s")]
         return gather(norms, "shift"), gather(norms, "log_scale"), matrices
 
@@ -126,28 +143,31 @@ class GlowSteps(Compose):
         if not self.together or (self.sparing and torch.is_grad_enabled()):
             return super().forward(x, context)
         shift, log_scale, (p, *factors) = self._stacked()
-        lower, upper = _triangles(*factors)
-        weight = p @ lower @ upper * torch.exp(-log_scale)[:, None]
-        x, log_slope = _forward_all(x, self.bijections, weight, -(weight @ shift[..., None]))
-        return x, log_slope + x.shape[2] * x.shape[3] * (factors[-1].sum() - log_scale.sum())
+        with _uncast(x):
+            lower, upper = _triangles(*factors)
+            weight = p @ lower @ upper * torch.exp(-log_scale)[:, None]
+            bias = -(weight @ shift[..., None])
+        z, log_slope = _forward_all(wide(x), self.bijections, weight, bias)
+        return z.to(x.dtype), log_slope + x.shape[2] * x.shape[3] * (factors[-1].sum() - log_scale.sum())
 
     def inverse(self, z, context=None):
         shift, log_scale, (p, *factors) = self._stacked()
-        weight = (log_scale.double().exp()[..., None] * _inverse_of(p, *factors)).to(z.dtype)
-        z, log_slope = _inverse_all(z, self.bijections, weight, shift[..., None])
-        return z, log_slope - z.shape[2] * z.shape[3] * (factors[-1].sum() - log_scale.sum())
+        weight = (log_scale.double().exp()[..., None] * _inverse_of(p, *factors)).to(shift.dtype)
+        x, log_slope = _inverse_all(wide(z), self.bijections, weight, shift[..., None])
+        return x.to(z.dtype), log_slope - z.shape[2] * z.shape[3] * (factors[-1].sum() - log_scale.sum())
 
 # %% ../../nbs/33_glow.ipynb #0b9c2cff
 def _forward_all(x, steps, weight, bias):
     slopes = []
     for step, w, b in zip(steps, weight, bias):
         coupling = step.bijections[2]
-        mixed = torch.baddbmm(b, w.expand(len(x), -1, -1), x.flatten(2)).view_as(x)
+        with _uncast(x):
+            mixed = torch.baddbmm(b, w.expand(len(x), -1, -1), x.flatten(2)).view_as(x)
         kept, changed = mixed.split(coupling.sizes, 1)
-        changed, log_slope = coupling.transform.forward(changed, coupling.net(kept))
+        changed, log_slope = coupling.transform.forward(changed, answers(coupling.net, kept))
         slopes.append(log_slope)
         x = torch.cat([kept, changed], 1)
-    return x, torch.cat(slopes, 1).flatten(1).sum(1)
+    return x, total(torch.cat(slopes, 1))
 
 # %% ../../nbs/33_glow.ipynb #08db8b34
 def _inverse_all(z, steps, weight, bias):
@@ -155,11 +175,19 @@ def _inverse_all(z, steps, weight, bias):
     for step, w, b in zip(reversed(steps), weight.flip(0), bias.flip(0)):
         coupling = step.bijections[2]
         kept, changed = z.split(coupling.sizes, 1)
-        changed, log_slope = coupling.transform.inverse(changed, coupling.net(kept))
+        changed, log_slope = coupling.transform.inverse(changed, answers(coupling.net, kept))
         slopes.append(log_slope)
         z = torch.cat([kept, changed], 1)
-        z = torch.baddbmm(b, w.expand(len(z), -1, -1), z.flatten(2)).view_as(z)
-    return z, torch.cat(slopes, 1).flatten(1).sum(1)
+        with _uncast(z):
+            z = torch.baddbmm(b, w.expand(len(z), -1, -1), z.flatten(2)).view_as(z)
+    return z, total(torch.cat(slopes, 1))
+
+# %% ../../nbs/33_glow.ipynb #2257343b
+def _classes(labels: Tensor) -> Tensor:
+    "Labels as torch takes them for an index; bytes and booleans would be taken for a mask."
+    if labels.is_floating_point():
+        raise ValueError(f"labels: expected integers; got {labels.dtype}")
+    return labels.long()
 
 # %% ../../nbs/33_glow.ipynb #d1610ebd
 class ClassNormal(StandardNormal):
@@ -175,8 +203,9 @@ class ClassNormal(StandardNormal):
 
     def by_class(self, z: Tensor) -> Tensor:
         "log p(z | y) for all classes, nats [B, classes]."
-        z, mean = z.flatten(1), self.mean.flatten(1)
-        square = z.square().sum(1, keepdim=True) - 2 * z @ mean.T + mean.square().sum(1)
+        z, mean = wide(z).flatten(1), wide(self.mean).flatten(1)
+        with _uncast(z):
+            square = z.square().sum(1, keepdim=True) - 2 * z @ mean.T + mean.square().sum(1)
         return self.constant - 0.5 * square
 
     def log_prob(self, z, labels: Tensor | None = None):
@@ -184,7 +213,7 @@ class ClassNormal(StandardNormal):
         every = self.by_class(z)
         if labels is None:
             return every.logsumexp(1) - math.log(len(self.mean))
-        return every.gather(1, labels[:, None]).squeeze(1)
+        return every.gather(1, _classes(labels)[:, None]).squeeze(1)
 
 # %% ../../nbs/33_glow.ipynb #c127b379
 class ClassFlow(ImageFlow):
@@ -192,9 +221,10 @@ class ClassFlow(ImageFlow):
     classification = 0.1  # weight of the classification loss beside bits/dim
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        "Log-density in nats, [B, *shape] -> [B]; given the labels [B] if there are any."
-        z, ladj = self.bijection(check_shape(x, self.base.shape))
-        return self.base.log_prob(z, *self._labels(context)) + ladj
+        "Log-density in nats, [B, *shape] -> [B], given the labels [B] if there are any; see `Flow.log_prob`."
+        x, far = reach(check_shape(x, self.base.shape))
+        z, ladj = self.bijection(x)
+        return (self.base.log_prob(z, *self._labels(context)) + ladj).masked_fill(far, -math.inf)
 
     def class_log_prob(self, x: Tensor) -> Tensor:
         "log P(y | x) for all classes [B, classes], by Bayes."
@@ -204,7 +234,7 @@ class ClassFlow(ImageFlow):
         "Mean bits per dimension of integer images; of `(images, labels)` also the classification loss."
         if isinstance(batch, Tensor):
             return super().loss(batch)
-        (v, labels), dims = batch, math.prod(self.base.shape)
+        (v, labels), dims = (batch[0], _classes(batch[1])), math.prod(self.base.shape)
         x, log_q = self.noise(v, self.grey_levels)
         z, ladj = self.bijection(check_shape(x, self.base.shape))
         every = self.base.by_class(z)
@@ -261,7 +291,7 @@ class Glow(ClassFlow):
         z = noise * heat[self.level]
         if isinstance(self.base, ClassNormal):
             draw = torch.randint(len(self.base.mean), (n,), generator=generator, device=z.device)
-            z = z + self.base.mean[draw if context is None else context]
+            z = z + self.base.mean[draw if context is None else _classes(context)]
         return self.decode(z)
 
 # %% ../../nbs/33_glow.ipynb #c6ec00b4
@@ -269,16 +299,21 @@ def initialize_actnorm(
     bijection: Bijection,  # with `ActNorm` somewhere inside
     x: Tensor,  # [B, C, H, W]
 ) -> None:
-    "Let a batch run through, and start each ActNorm from what reaches it."
+    "Let a batch run through, and start each ActNorm from what reaches it; all of them, or none and `ValueError`."
     parts = list(bijection.modules())
     start = lambda norm, args: norm.initialize(args[0])
-    hooks = [part.register_forward_pre_hook(start) for part in parts if isinstance(part, ActNorm)]
+    norms = [(part, copy.deepcopy(part.state_dict())) for part in parts if isinstance(part, ActNorm)]
+    hooks = [norm.register_forward_pre_hook(start) for norm, _ in norms]
     levels = [part for part in parts if isinstance(part, GlowSteps)]
     try:
         for part in levels:
             part.together = False
         with torch.no_grad():
             bijection(x)
+    except ValueError:
+        for norm, before in norms:
+            norm.load_state_dict(before)
+        raise
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .bijections import Bijection, Compose, Undone
+from .bijections import Bijection, Compose, Undone, no_change
 from .dequantization import OnFirstHalf
 
 # %% ../../nbs/35_memory.ipynb #2f2fb771
@@ -118,7 +118,7 @@ def _message(drift: Tensor) -> str:
 # %% ../../nbs/35_memory.ipynb #23373c95
 def _reversible(steps: list[Bijection], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     "A chain of which only the output is kept."
-    ladj, way = x.new_zeros(len(x)), _Way()
+    ladj, way = no_change(x), _Way()
     for i, step in enumerate(steps):
         parameters = [p for p in step.parameters() if p.requires_grad]
         x, change = _Step.apply(step, way, i == 0, i == len(steps) - 1, x, context, *parameters)
@@ -127,7 +127,7 @@ def _reversible(steps: list[Bijection], x: Tensor, context: Tensor | None) -> tu
 
 # %% ../../nbs/35_memory.ipynb #da742be0
 def _plainly(unit: Bijection, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    ladj = x.new_zeros(len(x))
+    ladj = no_change(x)
     for step in unit.steps():
         x, change = step(x, context)
         ladj = ladj + change
@@ -136,7 +136,7 @@ def _plainly(unit: Bijection, x: Tensor, context: Tensor | None) -> tuple[Tensor
 
 def _checkpointed(units: list[Bijection], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     "A chain of which the input of each unit is kept."
-    ladj = x.new_zeros(len(x))
+    ladj = no_change(x)
     for unit in units:
         x, change = checkpoint(_plainly, unit, x, context, use_reentrant=False)
         ladj = ladj + change
@@ -145,7 +145,7 @@ def _checkpointed(units: list[Bijection], x: Tensor, context: Tensor | None) -> 
 # %% ../../nbs/35_memory.ipynb #f3d0f9f4
 def _walk(units: list[Bijection], x: Tensor, context: Tensor | None, run: Callable) -> tuple[Tensor, Tensor]:
     "Run segments of steps with `run`, and step inside each `OnFirstHalf`."
-    ladj = x.new_zeros(len(x))
+    ladj = no_change(x)
     for inside, group in groupby(units, lambda unit: isinstance(unit, OnFirstHalf)):
         for segment in ([unit] for unit in group) if inside else [list(group)]:
             if inside:

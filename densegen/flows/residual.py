@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bijections import Affine, Bijection, Compose, Flow, StandardNormal, check_shape
+from .bijections import Affine, Bijection, Compose, Flow, StandardNormal, check_shape, no_change, total, wide
 
 # %% ../../nbs/34_residual.ipynb #88881ec1
 class NotContractive(RuntimeError):
@@ -200,7 +200,7 @@ def exact_ladj(
     identity = torch.eye(math.prod(y.shape[1:]), dtype=y.dtype, device=y.device)
     basis = identity.reshape(-1, 1, *y.shape[1:]).expand(-1, *y.shape)
     J = torch.func.vmap(vjp)(basis)[0].flatten(2).transpose(0, 1)
-    return y, torch.linalg.slogdet(identity + J).logabsdet
+    return y, torch.linalg.slogdet(wide(identity) + wide(J)).logabsdet
 
 # %% ../../nbs/34_residual.ipynb #9b7e2078
 def roulette(
@@ -218,10 +218,10 @@ def _powers(g, x: Tensor, probe: Tensor, weights: list[float]) -> tuple[Tensor, 
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         y = g(x).to(x.dtype)
-    product, value, neumann = probe, x.new_zeros(len(x)), weights[0] * probe
+    product, value, neumann = probe, no_change(x), weights[0] * probe
     for k, weight in enumerate(weights, 1):
         (product,) = torch.autograd.grad(y, x, product, retain_graph=k < len(weights))
-        value = value - (-1) ** k * weight / k * (product * probe).flatten(1).sum(1)
+        value = value - (-1) ** k * weight / k * total(wide(product) * probe)
         if k < len(weights):
             neumann = neumann + (-1) ** k * weights[k] * product
     return y.detach(), value, neumann
@@ -244,7 +244,7 @@ class _Series(torch.autograd.Function):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = ctx.g(x).to(x.dtype)
-            upstream = grad_value.reshape(-1, *[1] * (x.ndim - 1)) * neumann
+            upstream = (grad_value.reshape(-1, *[1] * (x.ndim - 1)) * neumann).to(y.dtype)
             (product,) = torch.autograd.grad(y, x, upstream, create_graph=True)
             total = (y * grad_y).sum() + (product * probe).sum()
         grads = torch.autograd.grad(total, [x, *ctx.parameters], allow_unused=True)
@@ -290,6 +290,11 @@ class _Solution(torch.autograd.Function):
 EVALUATION_TERMS = 20  # of the roulette that are computed always when the model does not train
 LADJ = ("exact", "series", "roulette")
 
+
+def _for_network(g: nn.Module, x: Tensor) -> Tensor:
+    "x in the format of the weights."
+    return x.to(next(g.parameters(), x).dtype)
+
 # %% ../../nbs/34_residual.ipynb #062f67e8
 class ResidualBlock(Bijection):
     "z = x + g(x) for a contraction g (Behrmann et al., ICML 2019; Chen et al., NeurIPS 2019)."
@@ -313,6 +318,7 @@ class ResidualBlock(Bijection):
 
     def measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
         "g(x), and log|det(I + J)| [B]: exact or an estimate."
+        x = _for_network(self.g, x)
         if self.ladj == "exact":
             return exact_ladj(self.g, x)
         if self.ladj == "series":
@@ -320,14 +326,19 @@ class ResidualBlock(Bijection):
         terms = self.terms if self.training else max(self.terms, EVALUATION_TERMS)
         return series_ladj(self.g, x, roulette(terms, self.stop))
 
+    def move(self, x: Tensor) -> Tensor:
+        "z = x + g(x), without any log-determinant."
+        return (wide(x) + self.g(_for_network(self.g, x))).to(x.dtype)
+
     def solve(self, z: Tensor) -> Tensor:
         "The x with x + g(x) = z, without any log-determinant; `NotContractive` if there is none to be found."
         with torch.autocast(z.device.type, enabled=False):
-            return _Solution.apply(self.g, z, *(p for p in self.g.parameters() if p.requires_grad))
+            parameters = (p for p in self.g.parameters() if p.requires_grad)
+            return _Solution.apply(self.g, _for_network(self.g, z), *parameters).to(z.dtype)
 
     def forward(self, x, context=None):
         y, ladj = self.measure(x)
-        return x + y, ladj
+        return (wide(x) + y).to(x.dtype), ladj
 
     def inverse(self, z, context=None):
         x = self.solve(z)
@@ -361,7 +372,7 @@ class ResidualFlow(Flow):
         "The latent of each item; no volume is computed."
         x = check_shape(x, self.base.shape)
         for part in self.bijection.bijections:
-            x = x + part.g(x) if isinstance(part, ResidualBlock) else part(x)[0]
+            x = part.move(x) if isinstance(part, ResidualBlock) else part(x)[0]
         return x
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
