@@ -20,7 +20,7 @@ LOGIT_SCORES = {"max softmax": max_softmax, "max logit": max_logit, "entropy": e
 
 # %% ../../nbs/53_embedding_density.ipynb #547e49cb
 def logit_score(
-    logits: Tensor,  # [B, K, ...]
+    logits: Tensor,  # [B, K, ...], no probabilities; -inf is an impossible class
     kind: str = "energy",  # one of `LOGIT_SCORES`
     temperature: float = 1.0,  # divides the logits
 ) -> Tensor:  # float32 [B, ...], higher is more anomalous
@@ -97,7 +97,8 @@ class ColourDistance(nn.Module):
     def anomaly_score(self, images: Tensor) -> Tensor:
         "[B, 3, H, W] -> float32 [B, H, W], higher is more anomalous."
         smooth = F.avg_pool2d(images.float() / 255, 5, 1, 2).permute(0, 2, 3, 1)
-        return torch.cdist(smooth.flatten(0, 2), self.means).amin(1).unflatten(0, smooth.shape[:3])
+        gaps = torch.cdist(smooth.flatten(0, 2), self.means, compute_mode="donot_use_mm_for_euclid_dist")
+        return gaps.amin(1).unflatten(0, smooth.shape[:3])
 
 # %% ../../nbs/53_embedding_density.ipynb #51d49f01
 class FeatureDensity(nn.Module):
@@ -155,6 +156,7 @@ class EmbeddingDensity(nn.Module):
         "Fit one flow a layer to training images without anomalies; returns the detector."
         from densegen.workbench.training import cosine, fit
 
+        densities, averages = nn.ModuleList(), []
         with torch.no_grad():
             outputs = [self.model(x).features for x in images.split(16)]
         for number, k in enumerate(self.layers):
@@ -162,8 +164,10 @@ class EmbeddingDensity(nn.Module):
             vectors = vectors[torch.randperm(len(vectors))[:sample]]
             density = FeatureDensity(vectors, self.dim)
             fit(density, vectors, steps=steps, batch_size=512, schedule=cosine(), clip=10.0, label=f"layer {number}")
-            self.densities.append(density.requires_grad_(False))
-            self.average[number] = density.log_prob(vectors[:20_000]).mean().item()
+            densities.append(density.requires_grad_(False))
+            averages.append(density.log_prob(vectors[:20_000]).mean().item())
+        self.densities = densities  # all at once: a second fit replaces the first
+        self.average.copy_(torch.tensor(averages))
         return self
 
     @torch.no_grad()
