@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .segmentation import SegmentationModel
-from .streets import VOID
 
 # %% ../../nbs/54_resynthesis.ipynb #bac763dd
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
