@@ -256,9 +256,9 @@ def test_half_of_the_images_are_mirrored():
     labels[..., 20:] = 1
     images = (labels * 200)[:, None].expand(-1, 3, -1, -1)
     x, y = augment(images, labels, (20, 40), (1.0, 1.0), torch.Generator().manual_seed(0))
-    turned = (y[..., :8] == 1).flatten(1).float().mean(1) > 0.5
+    turned = (y[..., 8:14] == 1).flatten(1).float().mean(1) > 0.5
     assert 20 < turned.sum() < 44
-    bright = x[..., :8].flatten(1).mean(1) > x[..., -8:].flatten(1).mean(1)
+    bright = x[..., 8:14].flatten(1).mean(1) > x[..., 26:32].flatten(1).mean(1)
     assert torch.equal(bright, turned)
 
 

@@ -147,8 +147,7 @@ class EmbeddingDensity(nn.Module):
         dim: int = 16,  # main axes kept of each
     ):
         super().__init__()
-        self.model, self.layers, self.dim = model.eval(), tuple(layers), dim
-        self.densities = nn.ModuleList()
+        self.model, self.layers, self.dim, self.densities = model.eval(), tuple(layers), dim, nn.ModuleList()
         self.register_buffer("average", torch.zeros(len(layers)))
 
     def fit(self, images: Tensor, steps: int = 500, sample: int = 100_000) -> "EmbeddingDensity":
@@ -165,8 +164,7 @@ class EmbeddingDensity(nn.Module):
             fit(density, vectors, steps=steps, batch_size=512, schedule=cosine(), clip=10.0, label=f"layer {number}")
             densities.append(density.requires_grad_(False))
             averages.append(density.log_prob(vectors[:20_000]).mean().item())
-        self.densities = densities  # all at once: a second fit replaces the first
-        self.average.copy_(torch.tensor(averages))
+        self.densities, self.average[:] = densities, torch.tensor(averages)  # a second fit replaces the first
         return self
 
     @torch.no_grad()
