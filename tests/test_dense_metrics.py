@@ -309,6 +309,9 @@ def test_a_threshold_is_reached_when_it_is_met(hit):
     found = ComponentMetrics(0.5, 0, 0).update(scores, anomaly).counts()[0]
     assert found.tolist() == (hit / 100 >= np.linspace(0.25, 0.75, 11)).astype(int).tolist()
     assert found.sum() == (hit - 20) // 5 - (hit == 60)
+    block, part = (anomaly == 1).float(), scores.to(torch.uint8)  # the roles exchanged: `hit` of 100 predicted ones
+    alarms = ComponentMetrics(0.5, 0, 0).update(block, part).counts()[2]
+    assert alarms.tolist() == (hit / 100 < np.linspace(0.25, 0.75, 11)).astype(int).tolist()
 
 
 def test_a_score_at_the_threshold_is_no_prediction():

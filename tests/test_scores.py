@@ -174,6 +174,22 @@ def test_odin_steps_towards_confidence():
     assert (Odin(classifier, temperature=10.0, epsilon=1e-3).anomaly_score(x) <= flat + 1e-6).all()
 
 
+def test_odin_takes_its_step_at_its_temperature():
+    classifier, x, _ = setup()
+    x.requires_grad_()
+    logits = 30 * classifier(x)
+    top = logits.argmax(1, keepdim=True)
+    doubt = (logits / 20).scatter(1, top, -math.inf).logsumexp(1) - (logits / 20).gather(1, top)[:, 0]
+    slope = torch.autograd.grad(doubt.sum(), x)[0]
+    with torch.no_grad():
+        expected = max_softmax(30 * classifier(x - 0.01 * slope.sign()) / 20)
+    sharp = lambda v: 30 * classifier(v)
+    holder = Odin(nn.Identity(), temperature=20.0, epsilon=0.01)
+    holder.classifier = nn.Module()
+    holder.classifier.forward = sharp
+    torch.testing.assert_close(holder.anomaly_score(x.detach()), expected, rtol=1e-4, atol=1e-5)
+
+
 class PixelLogits(nn.Module):
     "Logits of three classes at each pixel, from images of 0..255."
 
