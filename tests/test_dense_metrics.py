@@ -453,3 +453,12 @@ def test_pooled_counts_are_exact_when_every_score_has_its_bin():
     assert from_counts(counts).fpr_at_tpr == 0.0
     scores[0, 0, 18] = 0.5  # now 18 alone lie above
     assert from_counts(by_image(scores, anomaly, bins=400)).fpr_at_tpr == 1.0
+
+
+def test_a_score_on_the_edge_of_a_bin_belongs_to_the_upper_one():
+    counts = by_image(torch.tensor([[[3.0, 2.0, 1.0, 2.0]]]), torch.tensor([[[1, 1, 1, 0]]]), bins=2)
+    assert counts.tolist() == [[[1, 2], [0, 1]]]
+
+
+def test_the_number_after_the_last_class_is_not_judged():
+    assert confusion(torch.tensor([0, 0, 3]), torch.tensor([0, 4, 3]), 4).sum() == 2
