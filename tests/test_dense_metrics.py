@@ -279,3 +279,186 @@ def noisy_scores(n):
     scores = torch.randn(n, 24, 32, generator=generator) + 1.5 * anomaly
     anomaly[:, :2] = 255
     return scores, anomaly
+
+
+def square(shape=(60, 60), top=5, left=5, height=15, width=20, value=1):
+    "A map of zeros with one rectangle."
+    out = torch.zeros(shape, dtype=torch.uint8)
+    out[top : top + height, left : left + width] = value
+    return out
+
+
+def test_an_object_of_300_pixels_under_limits_of_500_and_100():
+    "The prediction must have 500 pixels to count: the sIoU is .6 at most, 8 of 11 thresholds but for the last bit."
+    anomaly, scores = square(height=15, width=20), square(height=25, width=20).float()
+    metrics = ComponentMetrics(0.5, *SIZES["anomaly"]).update(scores, anomaly)
+    assert metrics.compute()["sIoU"] == metrics.compute()["PPV"] == 0.6
+    assert metrics.counts().tolist() == [[1] * 7 + [0] * 4, [0] * 7 + [1] * 4, [0] * 7 + [1] * 4]
+    anomaly[20, 5] = 1  # 301 pixels
+    metrics = ComponentMetrics(0.5, *SIZES["anomaly"]).update(scores, anomaly)
+    assert metrics.counts().tolist() == [[1] * 8 + [0] * 3, [0] * 8 + [1] * 3, [0] * 8 + [1] * 3]
+    scores[29] = 0  # 480 pixels: too small to be a prediction
+    assert ComponentMetrics(0.5, *SIZES["anomaly"]).update(scores, anomaly).counts()[0].sum() == 0
+
+
+@pytest.mark.parametrize("hit", range(25, 80, 5))
+def test_a_threshold_is_reached_when_it_is_met(hit):
+    "The prediction covers `hit` of 100 pixels and nothing else; the benchmark's floats have 0.6000000000000001."
+    anomaly, scores = square((10, 30), 0, 0, 10, 10), torch.zeros(10, 30)
+    scores[:, :10] = (torch.arange(100) < hit).reshape(10, 10).float()
+    found = ComponentMetrics(0.5, 0, 0).update(scores, anomaly).counts()[0]
+    assert found.tolist() == (hit / 100 >= np.linspace(0.25, 0.75, 11)).astype(int).tolist()
+    assert found.sum() == (hit - 20) // 5 - (hit == 60)
+    block, part = (anomaly == 1).float(), scores.to(torch.uint8)  # the roles exchanged: `hit` of 100 predicted ones
+    alarms = ComponentMetrics(0.5, 0, 0).update(block, part).counts()[2]
+    assert alarms.tolist() == (hit / 100 < np.linspace(0.25, 0.75, 11)).astype(int).tolist()
+
+
+def test_a_score_at_the_threshold_is_no_prediction():
+    anomaly, scores = square(), square().float() * 2
+    assert ComponentMetrics(2.0, 0, 0).update(scores, anomaly).counts()[0].sum() == 0
+    assert ComponentMetrics(1.999, 0, 0).update(scores, anomaly).counts()[0].tolist() == [1] * 11
+
+
+def test_as_many_score_maps_as_label_maps():
+    scores, anomaly = torch.rand(3, 20, 20), torch.zeros(2, 20, 20)
+    for wrong in (anomaly, anomaly[0], torch.zeros(3, 20, 21)):
+        with pytest.raises(ValueError, match=r"anomaly: expected the shape of the scores, \[3, 20, 20\]; got"):
+            ComponentMetrics(0.5).update(scores, wrong)
+
+
+@pytest.mark.parametrize("void", [-1, -100, 2, 254, 255])
+def test_void_has_many_names(void):
+    rng = np.random.default_rng(3)
+    truth = torch.from_numpy(rng.choice([0, 1, 255], (30, 41), p=[0.5, 0.4, 0.1])).long()
+    scores, named = torch.from_numpy(rng.random((30, 41))), torch.where(truth == 255, void, truth)
+    expected, part = components(scores > 0.6, truth, 3, 3), components(scores > 0.6, named, 3, 3)
+    assert same(part.siou, expected.siou, 1e-12) and same(part.ppv, expected.ppv, 1e-12)
+    assert best_f1_threshold(scores, named) == best_f1_threshold(scores, truth)
+    assert torch.equal(by_image(scores[None], named[None]), by_image(scores[None], truth[None]))
+    assert torch.equal(size_groups(named[None]), size_groups(truth[None]))
+    groups = size_groups(truth[None])
+    assert breakdown(scores[None], named[None], groups) == breakdown(scores[None], truth[None], groups)
+    if void not in (255, 2):
+        with pytest.raises(ValueError, match="name the label to skip"):
+            judge_maps(scores[None], named[None])
+
+
+def test_predictions_are_booleans_or_ones_and_zeros():
+    anomaly, predicted = square(), square(height=17) == 1
+    for kind in (torch.uint8, torch.int64, torch.float32):
+        assert torch.equal(components(predicted.to(kind), anomaly, 0, 0).siou, components(predicted, anomaly, 0, 0).siou)
+    with pytest.raises(ValueError, match="predicted: expected booleans"):
+        components(2 * predicted.long(), anomaly, 0, 0)
+    labels = torch.zeros(1, 2, 2, dtype=torch.long)
+    ones = torch.ones(1, 2, 2, dtype=torch.int32)
+    assert open_miou(labels, ones, labels, labels, 2) == open_miou(labels, ones.bool(), labels, labels, 2) == 0
+    with pytest.raises(ValueError, match="refused: expected booleans"):
+        open_miou(labels, 2 * ones, labels, labels, 2)
+
+
+@pytest.mark.parametrize("name", [4, 9, -1])
+def test_a_prediction_that_is_no_class_is_refused(name):
+    labels = torch.tensor([[0, 1, 2, 3], [3, 2, 255, 0]])
+    predicted = torch.where(labels == 2, name, labels.clamp(max=3))
+    with pytest.raises(ValueError, match=rf"predicted: expected classes 0 to 3; got {name}"):
+        confusion(predicted, labels, 4)
+    hidden = torch.where(labels == 255, name, labels)  # where nothing is judged, anything may stand
+    assert torch.equal(confusion(hidden, labels, 4), torch.diag(torch.tensor([2, 1, 2, 2])))
+    with pytest.raises(ValueError, match="predicted: expected the shape of the labels"):
+        confusion(labels[:1], labels, 4)
+
+
+def test_the_number_after_the_last_class_is_void_and_no_anomaly():
+    labels = torch.tensor([[0, 0, 1, 1, 2, -1]])
+    nothing, predicted = torch.zeros(1, 6, dtype=torch.bool), torch.tensor([[0, 0, 1, 1, 0, 1]])
+    assert open_miou(predicted, nothing, labels, torch.zeros(1, 6), 2) == 1.0
+    assert open_miou(predicted, nothing, labels, torch.tensor([[0, 0, 0, 0, 1, 0]]), 2) == pytest.approx((2 / 3 + 1) / 2)
+
+
+KINDS = [torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def best_f1(scores, truth):
+    "The best F1 of all cuts, and the predictions that reach it, by trying each."
+    numbers = scores.tolist()
+    cuts = [torch.tensor([n >= cut for n in numbers]) for cut in set(numbers) if cut != -float("inf")]
+    f1 = lambda chosen: 2 * (chosen & truth).sum().item() / (chosen.sum() + truth.sum()).item()
+    return max((f1(c) for c in cuts), default=0.0), f1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 40), st.sampled_from(KINDS))
+def test_the_best_threshold_is_right_in_every_number_type(seed, n, kind):
+    g = torch.Generator().manual_seed(seed)
+    if kind.is_floating_point:
+        near = torch.tensor([1.0, 300.0, 2e4], dtype=kind)[torch.randint(3, (n,), generator=g)]
+        scores = torch.nextafter(near, near * torch.randint(-1, 2, (n,), generator=g).to(kind)) if kind is not torch.float16 else near
+        scores[torch.rand(n, generator=g) < 0.2] = torch.finfo(kind).max
+        scores[torch.rand(n, generator=g) < 0.1] = float("inf")
+        scores[torch.rand(n, generator=g) < 0.1] = -float("inf")
+    elif kind is torch.bool:
+        scores = torch.randint(2, (n,), generator=g).bool()
+    else:
+        info = torch.iinfo(kind)
+        steps = torch.randint(0, 3, (n,), generator=g)
+        scores = torch.where(torch.rand(n, generator=g) < 0.5, info.max - steps, info.min + steps).to(kind)
+    truth = torch.rand(n, generator=g) < 0.5
+    truth[0] = True
+    best, f1 = best_f1(scores, truth)
+    assert f1(scores > best_f1_threshold(scores, truth.long())) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("scores, kind", [
+    ([200, 200, 100, 90], torch.uint8), ([120, 110, 20, 10], torch.int8), ([2049, 2048, 1], torch.float16),
+    ([2e38, 2e38, 1.9e38], torch.float32), ([2e38, 2e38], torch.float32), ([float("inf"), 1, 0], torch.float32),
+    ([1 + 2**-23, 1, 1], torch.float32), ([1e308, 1e308, 9e307], torch.float64), ([3, -float("inf")], torch.float32),
+    ([16777217, 16777216], torch.int32), ([2**60 + 1, 2**60], torch.int64), ([0, 0], torch.uint8),
+])
+def test_the_best_threshold_parts_neighbours_and_giants(scores, kind):
+    scores = torch.tensor(scores, dtype=kind)
+    for cut in range(1, len(scores) + 1):
+        if cut < len(scores) and scores[cut] == scores[cut - 1] or scores[cut - 1] == -float("inf"):
+            continue
+        truth = torch.arange(len(scores)) < cut
+        assert torch.equal(scores > best_f1_threshold(scores, truth.long()), truth), cut
+
+
+def test_scores_without_a_rank_are_refused_where_they_count():
+    scores, anomaly = noisy_scores(3)
+    threshold, counts = best_f1_threshold(scores, anomaly), by_image(scores, anomaly)
+    scores[anomaly == 255] = float("nan")
+    assert best_f1_threshold(scores, anomaly) == threshold and torch.equal(by_image(scores, anomaly), counts)
+    scores[0, 5, 5] = float("nan")
+    for call in (best_f1_threshold, by_image):
+        with pytest.raises(ValueError, match="scores: expected numbers; got NaN"):
+            call(scores, anomaly)
+    with pytest.raises(ValueError, match="anomaly: expected the shape of the scores"):
+        best_f1_threshold(scores, anomaly[:2])
+
+
+def test_counts_by_image_know_infinity_and_giants():
+    scores, anomaly = noisy_scores(10)
+    for huge in (float("inf"), 3e38):
+        wide = torch.where(scores > 2, huge, torch.where(scores < -2, -huge, scores))
+        assert from_counts(by_image(wide, anomaly)) == pytest.approx(tuple(rank_metrics(wide, anomaly, 255)), abs=0.03)
+
+
+def test_pooled_counts_are_exact_when_every_score_has_its_bin():
+    "20 anomalies, of which 19 lie above all inliers: 95 % are reached there, and not one score later."
+    scores = torch.tensor([*range(40, 21, -1), 0.0, *[2.0] * 10])[None, None]
+    anomaly = torch.tensor([1] * 20 + [0] * 10)[None, None]
+    counts = by_image(scores, anomaly, bins=400)
+    assert from_counts(counts) == rank_metrics(scores, anomaly)
+    assert from_counts(counts).fpr_at_tpr == 0.0
+    scores[0, 0, 18] = 0.5  # now 18 alone lie above
+    assert from_counts(by_image(scores, anomaly, bins=400)).fpr_at_tpr == 1.0
+
+
+def test_a_score_on_the_edge_of_a_bin_belongs_to_the_upper_one():
+    counts = by_image(torch.tensor([[[3.0, 2.0, 1.0, 2.0]]]), torch.tensor([[[1, 1, 1, 0]]]), bins=2)
+    assert counts.tolist() == [[[1, 2], [0, 1]]]
+
+
+def test_the_number_after_the_last_class_is_not_judged():
+    assert confusion(torch.tensor([0, 0, 3]), torch.tensor([0, 4, 3]), 4).sum() == 2

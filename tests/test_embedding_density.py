@@ -145,3 +145,34 @@ def test_any_model_under_the_contract(images):
 
     detector = EmbeddingDensity(Foreign(), (0,), dim=5).fit(images, steps=3)
     assert detector.anomaly_score(images).shape == (3, 32, 48)
+
+
+def test_a_second_fit_replaces_the_first(model, images):
+    other = torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    twice = EmbeddingDensity(model, (1, 2), dim=4).fit(other, steps=2)
+    fitted = []
+    for detector in (twice, EmbeddingDensity(model, (1, 2), dim=4)):
+        torch.manual_seed(3)
+        fitted.append(detector.fit(images, steps=2))
+    assert len(twice.densities) == 2
+    assert torch.equal(fitted[0].anomaly_score(images), fitted[1].anomaly_score(images))
+
+
+def test_a_detector_of_logits_softens_them_by_its_temperature(model, images):
+    for kind in LOGIT_SCORES:
+        expected = logit_score(model(images).logits / 3, kind).detach()
+        torch.testing.assert_close(LogitDetector(model, kind, 3.0).anomaly_score(images), expected)
+
+
+@pytest.mark.parametrize("kind", LOGIT_SCORES)
+def test_masked_classes_and_broken_pixels_in_a_map(kind):
+    free = torch.randn(1, 3, 2, 4)
+    f = torch.cat([torch.full((1, 1, 2, 4), -torch.inf), free], 1)
+    f[0, 1:, 0, 0] = -torch.inf
+    f[0, 3, 0, 0] = 1.0  # one class alone is possible here
+    f.requires_grad_()
+    score = logit_score(f, kind, 2.0)
+    torch.testing.assert_close(score[:, 1], logit_score(free, kind, 2.0)[:, 1])
+    assert torch.autograd.grad(score.sum(), f)[0].isfinite().all() and score.isfinite().all()
+    broken = logit_score(f.detach().index_fill(3, torch.tensor(2), torch.nan), kind)
+    assert broken.isnan().any(1)[0].tolist() == [False, False, True, False]

@@ -37,6 +37,17 @@ def test_oscr_punishes_both_errors():
     assert oscr(known, torch.tensor([False] * 4), unknown) == 0.0
 
 
+def test_ones_and_zeros_say_the_same_as_booleans():
+    known, unknown, correct = torch.tensor([0.1, 0.9, 0.3, 0.2]), torch.tensor([0.5, 0.8]), [1, 1, 0, 1]
+    expected = oscr(known, torch.tensor(correct).bool(), unknown)
+    for kind in (torch.int64, torch.uint8, torch.float32):
+        assert oscr(known, torch.tensor(correct, dtype=kind), unknown) == expected
+    with pytest.raises(ValueError, match="correct: expected booleans"):
+        oscr(known, torch.tensor([3, 1, 0, 1]), unknown)
+    with pytest.raises(ValueError, match=r"correct: expected one for each known score, \[4\]; got \[3\]"):
+        oscr(known, torch.ones(3, dtype=torch.bool), unknown)
+
+
 def test_spread_is_the_mean_distance():
     assert feature_spread(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]])) == pytest.approx(10 / 3)
     assert feature_spread(torch.ones(5, 3)) == 0

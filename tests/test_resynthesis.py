@@ -75,3 +75,34 @@ def test_scores_have_the_size_of_the_images(size):
     detector = Resynthesis(model, Painter(model, 5)).eval()
     score = detector.anomaly_score(torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8))
     assert score.shape == (2, *size) and score.dtype == torch.float32 and (score <= 0).all()
+
+
+@pytest.mark.parametrize("void", [-1, -100, 4, 200])
+def test_void_has_many_names(void):
+    torch.manual_seed(0)
+    painter, (images, labels) = Painter(ByGrey(), 4), tiles(3, torch.Generator().manual_seed(0))
+    detector = Resynthesis(ByGrey(), painter)
+    labels[:, :8] = VOID
+    named = torch.where(labels == VOID, void, labels.long())
+    assert torch.equal(painter.loss((images, named))["colours"], painter.loss((images, labels))["colours"])
+    changed, wrong = swap_labels(named, 4, torch.Generator().manual_seed(1))
+    expected = swap_labels(labels, 4, torch.Generator().manual_seed(1))
+    assert torch.equal(wrong, expected[1]) and (changed[:, :8] == void).all()
+
+    def cost(y):
+        torch.manual_seed(5)
+        return detector.loss((images, y))
+
+    assert torch.equal(cost(named), cost(labels))
+    assert cost(torch.full_like(labels, VOID)) == 0
+
+
+def test_the_likeness_of_the_painter_by_hand():
+    "Colours in shares of 255, and a tenth of what the network sees; void is painted as it is."
+    torch.manual_seed(0)
+    painter, (images, labels) = Painter(ByGrey(), 4).eval(), tiles(2, torch.Generator().manual_seed(0))
+    labels[:, :8] = VOID
+    terms, painted = painter.loss((images, labels)), torch.where((labels == VOID)[:, None], images, painter(labels))
+    assert terms["colours"].item() == pytest.approx(((painted - images).abs().mean() / 255).item(), rel=1e-5)
+    see = lambda x: painter.eyes[0](x).features[0]
+    assert terms["perceptual"].item() == pytest.approx(0.1 * (see(painted) - see(images)).abs().mean().item(), rel=1e-5)

@@ -24,6 +24,7 @@ from densegen.anomaly.scores import (
     NearestNeighbours,
     Odin,
     Typicality,
+    as_mask,
     conv_encoder,
     entropy,
     free_energy,
@@ -125,8 +126,37 @@ def test_half_precision_logits_are_scored_in_float32():
         assert f(s).dtype is torch.float32
 
 
-def test_impossible_classes_do_not_poison_the_entropy():
-    assert entropy(torch.tensor([[0.0, 0.0, -math.inf]])).item() == pytest.approx(math.log(2))
+SCORES = (max_softmax, max_logit, free_energy, entropy)
+
+
+def value_and_slope(score, rows):
+    s = torch.tensor(rows, requires_grad=True)
+    value = score(s)
+    return value.detach(), torch.autograd.grad(value.sum(), s)[0]
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_class_masked_by_minus_infinity_is_as_good_as_absent(score, place):
+    free = torch.randn(5, 3)
+    masked = torch.cat([free[:, :place], torch.full((5, 1), -math.inf), free[:, place:]], 1)
+    (value, slope), (expected, downhill) = value_and_slope(score, masked.tolist()), value_and_slope(score, free.tolist())
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.cat([slope[:, :place], slope[:, place + 1 :]], 1), downhill)
+    assert (slope[:, place] == 0).all()
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_where_one_class_alone_is_possible_the_score_is_a_number_with_a_slope(score):
+    value, slope = value_and_slope(score, [[1.0, -math.inf, -math.inf], [-5.0, -5.0, -5.0]])
+    assert value[0] < value[1] and slope.isfinite().all()
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("row", [[math.nan, 0.0, 0.0], [0.0, math.nan, -math.inf], [math.nan] * 3])
+def test_a_broken_network_never_looks_certain(score, row):
+    values = score(torch.tensor([row, [1.0, 2.0, 3.0]]))
+    assert values[0].isnan() and values[1].isfinite()
 
 
 def test_logits_of_pixels_are_scored_pixel_by_pixel():
@@ -142,6 +172,22 @@ def test_odin_steps_towards_confidence():
         flat = max_softmax(classifier(x) / 10)
     torch.testing.assert_close(Odin(classifier, temperature=10.0, epsilon=0.0).anomaly_score(x), flat)
     assert (Odin(classifier, temperature=10.0, epsilon=1e-3).anomaly_score(x) <= flat + 1e-6).all()
+
+
+def test_odin_takes_its_step_at_its_temperature():
+    classifier, x, _ = setup()
+    x.requires_grad_()
+    logits = 30 * classifier(x)
+    top = logits.argmax(1, keepdim=True)
+    doubt = (logits / 20).scatter(1, top, -math.inf).logsumexp(1) - (logits / 20).gather(1, top)[:, 0]
+    slope = torch.autograd.grad(doubt.sum(), x)[0]
+    with torch.no_grad():
+        expected = max_softmax(30 * classifier(x - 0.01 * slope.sign()) / 20)
+    sharp = lambda v: 30 * classifier(v)
+    holder = Odin(nn.Identity(), temperature=20.0, epsilon=0.01)
+    holder.classifier = nn.Module()
+    holder.classifier.forward = sharp
+    torch.testing.assert_close(holder.anomaly_score(x.detach()), expected, rtol=1e-4, atol=1e-5)
 
 
 class PixelLogits(nn.Module):
@@ -168,6 +214,33 @@ def test_mahalanobis_against_its_formula():
     gap = new.flatten(1).double()[:, None] - means
     expected = torch.einsum("bkf,fg,bkg->bk", gap, covariance.inverse(), gap).amin(1)
     torch.testing.assert_close(detector.anomaly_score(new).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mahalanobis_names_the_class_that_is_missing():
+    _, x, y = setup()
+    with pytest.raises(ValueError, match=r"labels: expected images of every class 0 to 2; got none of \[1\]"):
+        Mahalanobis(nn.Flatten(), x, y // 2 * 2)
+    narrow = Mahalanobis(nn.Flatten(), x, y.to(torch.uint8)).anomaly_score(x)
+    assert torch.equal(narrow, Mahalanobis(nn.Flatten(), x, y).anomaly_score(x))
+
+
+def test_the_distance_of_a_thing_to_itself_is_zero():
+    x, y = 100 + torch.randn(300, 8), torch.arange(300) % 3
+    assert NearestNeighbours(nn.Identity(), x, k=1).anomaly_score(x).max() < 1e-6
+    apart = NearestNeighbours(nn.Identity(), x, k=2).anomaly_score(x).double()
+    unit = nn.functional.normalize(x).double()
+    gaps = torch.linalg.vector_norm(unit[:, None] - unit, dim=2).topk(2, largest=False).values[:, 1]
+    torch.testing.assert_close(apart, gaps, rtol=1e-2, atol=1e-5)
+    detector = Mahalanobis(nn.Identity(), x, y).float()
+    assert detector.anomaly_score(detector.means).max() < 1e-6
+
+
+def test_ones_and_zeros_are_booleans_and_other_numbers_are_refused():
+    for kind in (torch.bool, torch.int64, torch.uint8, torch.float32):
+        assert torch.equal(as_mask(torch.tensor([1, 0, 1], dtype=kind)), torch.tensor([True, False, True]))
+    for other in (torch.tensor([0, 2]), torch.tensor([0, -1]), torch.tensor([0.0, 0.5]), torch.tensor([0.0, math.nan])):
+        with pytest.raises(ValueError, match="kept: expected booleans, or 0 and 1; got"):
+            as_mask(other, "kept")
 
 
 def test_mahalanobis_does_not_depend_on_the_coordinates_of_the_features():
@@ -197,6 +270,14 @@ def test_gaussian_against_torch_and_quadrature():
     side = torch.linspace(-8, 8, 400, dtype=torch.float64)
     mass = gaussian.log_prob(torch.cartesian_prod(side, side)).exp().sum() * (side[1] - side[0]) ** 2
     assert mass.item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["density", "typicality", "ratio", "mahalanobis", "neighbours", "autoencoder"])
+def test_an_image_of_nan_gets_nan_and_no_rank(name):
+    x = batch(name, 4)
+    x[1] = math.nan
+    scores = dict(detectors())[name].anomaly_score(x)
+    assert scores.isnan().tolist() == [False, True, False, False]
 
 
 def test_typicality_is_two_sided_and_a_ratio_knows_no_coordinates():

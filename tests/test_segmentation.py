@@ -10,7 +10,7 @@ from torch import nn
 
 from densegen.dense.segmentation import (
     Dense, FrozenBackbone, HuggingFaceModel, Ladder, LiteEncoder, SegmentationModel, TorchvisionModel, adamw, augment,
-    batches, class_weights, from_timm, lite0_weights, overlap_loss, tokens_to_map,
+    batches, class_weights, from_timm, lite0_weights, overlap_loss, pixel_cross_entropy, tokens_to_map, train_ladder,
 )
 from densegen.dense.streets import streets
 
@@ -175,6 +175,99 @@ def test_overlap_loss_against_its_formula():
     assert overlap_loss(logits, labels).item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-6)
     perfect = F.one_hot(labels.clamp_max(1), 3).movedim(-1, 1) * 50.0
     assert overlap_loss(perfect, labels) < 1e-3
+
+
+@pytest.mark.parametrize("void", [-1, -100, 3, 254, 255])
+def test_every_value_that_is_no_class_is_void(void):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    labels[0, 0] = 255
+    named = torch.where(labels == 255, void, labels)
+    assert torch.equal(class_weights(named, 3), class_weights(labels, 3))
+    assert torch.equal(overlap_loss(logits, named), overlap_loss(logits, labels))
+    assert class_weights(named, 3).isfinite().all()
+
+
+def test_weights_from_void_alone_are_refused():
+    for void in (255, -1):
+        with pytest.raises(ValueError, match="labels: expected at least one pixel of a class 0 to 4; got void alone"):
+            class_weights(torch.full((2, 3, 4), void), 5)
+
+
+def weighted_mean(logits, labels, weights):
+    "The cross-entropy by hand: a mean over the judged pixels, by the weights of their classes."
+    kept = labels != 255
+    y = labels[kept].long()
+    each = -logits.movedim(1, -1)[kept].log_softmax(1)[torch.arange(len(y)), y]
+    return (weights[y] * each).sum() / weights[y].sum()
+
+
+def test_cross_entropy_of_pixels_by_hand():
+    torch.manual_seed(0)
+    logits, labels, weights = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5)), torch.tensor([0.1, 1.0, 5.0])
+    labels[0, 0] = 255
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels, weights), weighted_mean(logits, labels, weights))
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels), weighted_mean(logits, labels, torch.ones(3)))
+    assert pixel_cross_entropy(logits * torch.nan, labels).isnan()
+
+
+def test_the_terms_of_the_ladder_by_hand():
+    "Each class counts by its weight, the aid by three tenths, the overlap by seven."
+    torch.manual_seed(0)
+    model = small(4, weights=torch.tensor([0.2, 1.0, 3.0, 9.0])).eval()
+    images, labels = torch.rand(2, 3, 32, 48) * 255, torch.randint(0, 4, (2, 32, 48), dtype=torch.uint8)
+    labels[0, :9] = 255
+    terms, half = model.loss((images, labels)), labels[:, ::2, ::2]
+    resize = lambda x, like: F.interpolate(x, like.shape[1:], mode="bilinear", align_corners=False)
+    *_, before, last = model.decoder(model.encoder(model.normalized(images)))
+    logits, aid = resize(model.head(last), labels), resize(model.aid(before), half)
+    torch.testing.assert_close(terms["cross entropy"], weighted_mean(logits, labels, model.weights))
+    torch.testing.assert_close(terms["aid"], 0.3 * weighted_mean(aid, half, model.weights))
+    torch.testing.assert_close(terms["overlap"], 0.7 * overlap_loss(resize(model.head(last), half), half))
+    assert set(terms) == {"cross entropy", "aid", "overlap"}
+
+
+@models
+def test_a_batch_of_void_alone_costs_nothing(make):
+    model = make().train()
+    terms = model.loss((torch.rand(2, 3, 64, 96) * 255, torch.full((2, 64, 96), 255, dtype=torch.uint8)))
+    total = sum(terms.values()) if isinstance(terms, dict) else terms
+    total.backward()
+    assert total == 0 and all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("void", [-1, 77])
+def test_a_ladder_is_trained_with_its_weights_and_whatever_is_no_class_is_void(void):
+    images, labels = torch.randint(0, 256, (4, 3, 24, 32), dtype=torch.uint8), torch.randint(0, 3, (4, 24, 32))
+    labels[labels == 0] = torch.randint(0, 3, (int((labels == 0).sum()),))
+    labels[:, :6] = 255
+
+    def train(y):
+        torch.manual_seed(0)
+        return train_ladder(images, y, 3, 2, (16, 24), widths=(4, 8, 8, 8, 8), rungs=(8, 8, 8))
+
+    expected, model = train(labels.to(torch.uint8)), train(torch.where(labels == 255, void, labels))
+    assert torch.equal(model.weights, class_weights(labels, 3)) and model.weights.unique().numel() == 3
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values()))
+
+
+def test_half_of_the_images_are_mirrored():
+    labels = torch.zeros(64, 20, 40, dtype=torch.uint8)
+    labels[..., 20:] = 1
+    images = (labels * 200)[:, None].expand(-1, 3, -1, -1)
+    x, y = augment(images, labels, (20, 40), (1.0, 1.0), torch.Generator().manual_seed(0))
+    turned = (y[..., 8:14] == 1).flatten(1).float().mean(1) > 0.5
+    assert 20 < turned.sum() < 44
+    bright = x[..., 8:14].flatten(1).mean(1) > x[..., 26:32].flatten(1).mean(1)
+    assert torch.equal(bright, turned)
+
+
+def test_a_larger_zoom_shows_less_and_larger():
+    labels = torch.zeros(32, 60, 60, dtype=torch.uint8)
+    labels[:, 28:32, 28:32] = 1
+    images = torch.zeros(32, 3, 60, 60, dtype=torch.uint8)
+    area = lambda zoom: (augment(images, labels, (60, 60), zoom, torch.Generator().manual_seed(1))[1] == 1).flatten(1).sum(1)
+    assert 12 < area((1.0, 1.0)).max() < 22 and 48 < area((2.0, 2.0)).max() < 88
 
 
 def test_augmentation_moves_image_and_labels_together():

@@ -58,6 +58,16 @@ def test_js_survives_extreme_logits():
     assert value.isfinite().all() and f.grad.isfinite().all() and value[1].abs() < 1e-7
 
 
+def test_js_of_masked_classes_is_the_limit_and_nan_stays_nan():
+    f = torch.tensor([[0.5, -math.inf, 1.5], [2.0, -math.inf, -math.inf]], requires_grad=True)
+    value = js_to_uniform(f)
+    slope = torch.autograd.grad(value.sum(), f)[0]
+    torch.testing.assert_close(value, js_to_uniform(f.detach().clamp_min(-1e4)))
+    far = f.detach().clamp_min(-1e4).requires_grad_()
+    torch.testing.assert_close(slope, torch.autograd.grad(js_to_uniform(far).sum(), far)[0])
+    assert js_to_uniform(torch.tensor([[math.nan, 0.0, 1.0], [0.0, math.nan, -math.inf]])).isnan().all()
+
+
 @pytest.mark.parametrize("size", [(4, 4), (8, 4), (4, 12)])
 def test_one_flow_is_a_density_at_every_size(size):
     flow = shaken(steps=2, width=8).double()
@@ -127,6 +137,26 @@ def test_the_classes_of_pasted_pixels_do_not_count(scenes):
     slope = torch.autograd.grad(terms["classes"], seen["logits"])[0].abs().sum(1)
     idle = slope[:2] == 0
     assert idle.flatten(1).any(1).all() and not (slope[2:][scenes.labels[2:] != VOID] == 0).any()
+
+
+def test_weights_and_temperature_of_the_joint_loss(scenes):
+    net = model()
+    net.weights.copy_(torch.linspace(0.1, 3, 11))
+    detector = NFlowJS(net, shaken(steps=1, width=8), weight=0.2, temperature=5.0).eval()
+    seen, pasted = {}, {}
+    detector.model.register_forward_hook(lambda module, args, out: seen.update(logits=out.logits, x=args[0]))
+    images = scenes.images.float()
+    terms = detector.loss((images, scenes.labels))
+    changed = (seen["x"] != images).any(1)
+    doubt = js_to_uniform(seen["logits"], 5.0)[changed].mean()
+    assert terms["js"].item() == pytest.approx(0.2 * doubt.item(), rel=0.02)  # but for pixels pasted in their own colour
+    kept = ~changed & (scenes.labels != VOID)
+    y = scenes.labels[kept].long()
+    each = -seen["logits"].movedim(1, -1)[kept].log_softmax(1)[torch.arange(len(y)), y]
+    expected = (net.weights[y] * each).sum() / net.weights[y].sum()
+    assert terms["classes"].item() == pytest.approx(expected.item(), rel=0.01)
+    score = detector.anomaly_score(scenes.images)
+    torch.testing.assert_close(score, -js_to_uniform(net(scenes.images).logits, 5.0).detach())
 
 
 def test_the_score_is_bounded_doubt(scenes):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from densegen.anomaly.scores import auroc
-from densegen.dense.dense_hybrid import DenseHybrid
+from densegen.dense.dense_hybrid import DenseHybrid, HybridHalf, _log_density
 from densegen.dense.segmentation import Dense, Ladder, SegmentationModel
 from densegen.dense.streets import NEGATIVES, VOID, streets
 from densegen.dense.two_heads import OUTLIER, TwoHeads, fine_tune, mixed_batches
@@ -61,6 +61,24 @@ def test_the_classifier_sees_positive_pixels_only(scenes):
     odds_in, odds_out = odds[kept], odds[labels == OUTLIER]
     two_way = -odds_in.neg().sigmoid().log().mean() - odds_out.sigmoid().log().mean()
     assert terms["outlier"].item() == pytest.approx(0.5 * two_way.item(), rel=1e-4)
+
+
+def test_the_classes_keep_their_weights_and_void_alone_costs_nothing(scenes):
+    model = TwoHeads(small(), 6).eval()
+    model.model.weights.copy_(torch.linspace(0.1, 3, 11))
+    labels = scenes.labels.clone()
+    labels[:, 20:40, 20:40] = OUTLIER
+    labels[:, :5] = VOID
+    logits, kept = model.heads(scenes.images)[0], labels < 11
+    y = labels[kept].long()
+    each = -logits.movedim(1, -1)[kept].log_softmax(1)[torch.arange(len(y)), y]
+    expected = (model.model.weights[y] * each).sum() / model.model.weights[y].sum()
+    assert model.loss((scenes.images, labels))["classes"].item() == pytest.approx(expected.item(), rel=1e-4)
+    for detector in (model, DenseHybrid(small(), 6)):
+        terms = detector.train().loss((scenes.images, torch.full_like(labels, VOID)))
+        sum(terms.values()).backward()
+        assert all(term == 0 for term in terms.values())
+        assert all(p.grad is None or (p.grad == 0).all() for p in detector.parameters())
 
 
 def test_both_losses_reach_the_features(scenes):
@@ -164,3 +182,23 @@ def test_hybrid_loss_lowers_the_density_of_negatives_only(scenes):
     assert slope.sum() > 0 and logits_of.shape == (11,)  # a step downhill lowers all logits
     without = model.loss((scenes.images, scenes.labels))
     assert without["density"] == 0 and all(torch.isfinite(v) for v in without.values())
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_the_density_is_the_sum_over_the_classes_that_are_possible(place):
+    free = torch.randn(2, 4, 3, 5)
+    masked = torch.cat([free[:, :place], torch.full((2, 1, 3, 5), -torch.inf), free[:, place:]], 1).requires_grad_()
+    density = _log_density(masked)
+    torch.testing.assert_close(density, free.logsumexp(1))
+    slope = torch.autograd.grad(density.sum(), masked)[0]
+    torch.testing.assert_close(torch.cat([slope[:, :place], slope[:, place + 1 :]], 1), free.softmax(1))
+    assert (slope[:, place] == 0).all()
+    broken = free.index_fill(1, torch.tensor(place % 4), torch.nan)
+    assert _log_density(broken).isnan().all()
+
+
+def test_a_half_of_the_hybrid_is_one_of_its_terms(scenes):
+    hybrid = DenseHybrid(small(), 6).eval()
+    posterior, density = hybrid.parts(scenes.images)
+    assert torch.equal(HybridHalf(hybrid, 0).anomaly_score(scenes.images), posterior)
+    assert torch.equal(HybridHalf(hybrid, 1).anomaly_score(scenes.images), -density)

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .scores import against, auroc, conv_encoder
+from .scores import against, as_mask, auroc, conv_encoder
 from ..flows.coupling import RealNVP
 
 # %% ../../nbs/43_open_set.ipynb #a41206ca
 def oscr(
     known: Tensor,  # scores of images of known classes [N], higher is more anomalous
-    correct: Tensor,  # whether each was classified correctly [N], bool
+    correct: Tensor,  # whether each was classified correctly [N], bool or 0 and 1
     unknown: Tensor,  # scores of images of unknown classes [M]
 ) -> float:  # 0..1, ties count half
     "Area under the open-set classification rate: correct and accepted over wrongly accepted (Dhamija et al. 2018)."
+    correct = as_mask(correct, "correct")
+    if correct.shape != known.shape:
+        raise ValueError(f"correct: expected one for each known score, {list(known.shape)}; got {list(correct.shape)}")
     if not correct.any():
         return 0.0
     return correct.double().mean().item() * auroc(*against(known[correct], unknown))

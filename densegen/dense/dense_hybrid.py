@@ -6,6 +6,8 @@
 __all__ = ['DenseHybrid', 'HybridHalf']
 
 # %% ../../nbs/56_dense_hybrid.ipynb #66149dd6
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,9 @@ from .two_heads import OUTLIER, TwoHeads, mean_over, resized
 def _log_density(logits: Tensor) -> Tensor:
     "log sum_k exp f_k, float32 [B, h, w], as f_0 - log P(0 | x): on a CPU faster than `logsumexp`."
     f = logits.float().contiguous()
-    return f[:, 0] - f.log_softmax(1)[:, 0]
+    log_p = f.log_softmax(1)
+    impossible = f[:, 0] == -math.inf  # then by the class that leads
+    return torch.where(impossible, f.amax(1) - log_p.amax(1), f[:, 0] - log_p[:, 0])
 
 # %% ../../nbs/56_dense_hybrid.ipynb #a4a81523
 class DenseHybrid(TwoHeads):

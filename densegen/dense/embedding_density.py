@@ -20,7 +20,7 @@ LOGIT_SCORES = {"max softmax": max_softmax, "max logit": max_logit, "entropy": e
 
 # %% ../../nbs/53_embedding_density.ipynb #547e49cb
 def logit_score(
-    logits: Tensor,  # [B, K, ...]
+    logits: Tensor,  # [B, K, ...], no probabilities; -inf is an impossible class
     kind: str = "energy",  # one of `LOGIT_SCORES`
     temperature: float = 1.0,  # divides the logits
 ) -> Tensor:  # float32 [B, ...], higher is more anomalous
@@ -147,14 +147,14 @@ class EmbeddingDensity(nn.Module):
         dim: int = 16,  # main axes kept of each
     ):
         super().__init__()
-        self.model, self.layers, self.dim = model.eval(), tuple(layers), dim
-        self.densities = nn.ModuleList()
+        self.model, self.layers, self.dim, self.densities = model.eval(), tuple(layers), dim, nn.ModuleList()
         self.register_buffer("average", torch.zeros(len(layers)))
 
     def fit(self, images: Tensor, steps: int = 500, sample: int = 100_000) -> "EmbeddingDensity":
         "Fit one flow a layer to training images without anomalies; returns the detector."
         from densegen.workbench.training import cosine, fit
 
+        densities, averages = nn.ModuleList(), []
         with torch.no_grad():
             outputs = [self.model(x).features for x in images.split(16)]
         for number, k in enumerate(self.layers):
@@ -162,8 +162,9 @@ class EmbeddingDensity(nn.Module):
             vectors = vectors[torch.randperm(len(vectors))[:sample]]
             density = FeatureDensity(vectors, self.dim)
             fit(density, vectors, steps=steps, batch_size=512, schedule=cosine(), clip=10.0, label=f"layer {number}")
-            self.densities.append(density.requires_grad_(False))
-            self.average[number] = density.log_prob(vectors[:20_000]).mean().item()
+            densities.append(density.requires_grad_(False))
+            averages.append(density.log_prob(vectors[:20_000]).mean().item())
+        self.densities, self.average[:] = densities, torch.tensor(averages)  # a second fit replaces the first
         return self
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ __all__ = ['SIZES', 'dense_metrics', 'by_image', 'from_counts', 'compare_maps', 
            'confusion', 'iou', 'mean_iou', 'compare_miou', 'open_miou']
 
 # %% ../../nbs/52_metrics.ipynb #c1c22b28
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..anomaly.scores import RankMetrics, StreamingMetrics, rank_metrics
+from ..anomaly.scores import RankMetrics, StreamingMetrics, as_mask, rank_metrics
 from .streets import VOID, DenseSet
 
 # %% ../../nbs/52_metrics.ipynb #19b1f13f
@@ -47,13 +48,16 @@ def by_image(
     anomaly: Tensor,  # [N, H, W]: 0 ordinary, 1 anomalous, other values void
     bins: int = 256,  # at quantiles of the anomalous scores
 ) -> Tensor:  # int32 [N, bins, 2]: ordinary and anomalous pixels, from the highest scores down
-    "What the pooled metrics need to know of each image."
+    "What the pooled metrics need to know of each image; `ValueError` for NaN."
     positive = anomaly == 1
-    edges = scores[positive].float().quantile(torch.linspace(0, 1, bins + 1)[1:-1].to(scores.device))
-    place = bins - 1 - torch.bucketize(scores.float().contiguous(), edges, right=True)
+    kept = positive | (anomaly == 0)
+    if torch.isnan(scores[kept]).any():
+        raise ValueError("scores: expected numbers; got NaN")
+    value = scores.float().clamp(-1e38, 1e38)  # a quantile between two infinities would be NaN
+    edges = value[positive].quantile(torch.linspace(0, 1, bins + 1)[1:-1].to(scores.device))
+    place = bins - 1 - torch.bucketize(value.contiguous(), edges, right=True)
     number = torch.arange(len(scores), device=scores.device)[:, None, None]
     index = (number * bins + place) * 2 + positive
-    kept = positive | (anomaly == 0)
     return torch.bincount(index[kept], minlength=len(scores) * bins * 2).reshape(len(scores), bins, 2).int()
 
 # %% ../../nbs/52_metrics.ipynb #3a487865
@@ -132,23 +136,24 @@ class Components:
 
 # %% ../../nbs/52_metrics.ipynb #4f00e7dc
 SIZES = {"anomaly": (500, 100), "obstacle": (50, 10)}  # tracks: least pixels of a prediction, of an object
-_TAU = torch.arange(25, 80, 5) / 100
+_TAU = 0.25 + 0.05 * torch.arange(11).double()  # 0.25, 0.30 ... 0.75, as the benchmark computes them
 
 # %% ../../nbs/52_metrics.ipynb #0226ae88
 def components(
-    predicted: Tensor,  # bool [H, W], score above the threshold
+    predicted: Tensor,  # bool or 0 and 1 [H, W], score above the threshold
     anomaly: Tensor,  # [H, W]: 0 ordinary, 1 anomalous, other values void
     min_predicted: int = 500,  # smaller predicted components are dropped
     min_object: int = 100,  # smaller objects become void
 ) -> Components:  # in no particular order
-    "Components of one image and how they meet (Chan et al., NeurIPS 2021); `ValueError` for different shapes."
+    "Components of one image and how they meet (Chan et al., NeurIPS 2021); `ValueError` for other shapes and values."
     import numpy as np
 
     if predicted.shape != anomaly.shape or predicted.ndim != 2:
         got = f"{list(predicted.shape)} and {list(anomaly.shape)}"
         raise ValueError(f"predicted: expected [H, W], as the anomaly map has; got {got}")
     truth = anomaly.cpu().numpy()
-    objects, found = truth == 1, predicted.cpu().numpy() & (truth <= 1)
+    objects = truth == 1
+    found = as_mask(predicted, "predicted").cpu().numpy() & (objects | (truth == 0))
     (a, b), (c, d) = _runs(objects), _runs(found)
     (k, m), (p, n) = _components(a, b, truth.shape[1]), _components(c, d, truth.shape[1])
     size, area = (np.bincount(of, long, n).astype(np.int64) for of, long, n in ((k, b - a + 1, m), (p, d - c + 1, n)))
@@ -195,7 +200,10 @@ class ComponentMetrics:
         self.parts: list[Components] = []
 
     def update(self, scores: Tensor, anomaly: Tensor) -> "ComponentMetrics":
-        "Count images: scores and anomaly maps [N, H, W] or [H, W]; `ValueError` for NaN."
+        "Count images: scores and anomaly maps [N, H, W] or [H, W]; `ValueError` for NaN and for unlike shapes."
+        if anomaly.shape != scores.shape:
+            got = list(anomaly.shape)
+            raise ValueError(f"anomaly: expected the shape of the scores, {list(scores.shape)}; got {got}")
         if torch.isnan(scores).any():
             raise ValueError("scores: expected numbers; got NaN")
         for s, a in zip(scores.reshape(-1, *scores.shape[-2:]), anomaly.reshape(-1, *anomaly.shape[-2:])):
@@ -213,23 +221,39 @@ class ComponentMetrics:
         mean = lambda name: torch.cat([getattr(part, name) for part in self.parts]).mean().item()
         return {"sIoU": mean("siou"), "PPV": mean("ppv"), "F1*": (2 * tp / (2 * tp + fn + fp)).mean().item()}
 
+# %% ../../nbs/52_metrics.ipynb #4b2951b3
+def _between(lower: Tensor, upper: Tensor) -> float:
+    "A number t of the scores' own type with lower <= t < upper; lower is one score, or none."
+    below, above = lower.item() if len(lower) else -math.inf, upper.item()
+    if not upper.dtype.is_floating_point:
+        return below
+    middle = below / 2 + above / 2 if len(lower) else above - 1.0  # halves: the sum could overflow
+    middle = torch.tensor(middle, dtype=upper.dtype).item()  # where it will be compared
+    return middle if below <= middle < above else below
+
 # %% ../../nbs/52_metrics.ipynb #78d722b9
 def best_f1_threshold(
-    scores: Tensor,  # any shape, higher is more anomalous
+    scores: Tensor,  # any shape and number type, higher is more anomalous
     anomaly: Tensor,  # same shape: 0, 1, other values void
 ) -> float:  # predict `score > threshold`
     "The threshold with the best F1 over pixels, as the benchmark chooses it from the test set itself."
+    if anomaly.shape != scores.shape:
+        got = list(anomaly.shape)
+        raise ValueError(f"anomaly: expected the shape of the scores, {list(scores.shape)}; got {got}")
     kept = (anomaly == 0) | (anomaly == 1)
     score, order = scores[kept].flatten().sort(descending=True)
     positive = (anomaly[kept].flatten() == 1)[order]
     if not positive.any():
         raise ValueError("anomaly: expected at least one anomalous pixel (value 1); got none")
+    if torch.isnan(score).any():
+        raise ValueError("scores: expected numbers; got NaN")
     tp = positive.cumsum(0).double()
     f1 = 2 * tp / (torch.arange(1, len(tp) + 1, device=tp.device) + tp[-1])
-    last = torch.ones_like(positive)
-    last[:-1] = score[1:] != score[:-1]  # cut between different scores only
-    best = int(torch.where(last, f1, -1.0).argmax())
-    return ((score[best] + score[best + 1]) / 2).item() if best + 1 < len(score) else score[best].item() - 1.0
+    cut = torch.ones_like(positive)
+    cut[:-1] = score[1:] != score[:-1]  # between different scores only
+    cut[-1] = score[-1] > -math.inf  # nothing lies below minus infinity
+    best = int(torch.where(cut, f1, -1.0).argmax())
+    return _between(score[best + 1 : best + 2], score[best]) if cut.any() else -math.inf
 
 # %% ../../nbs/52_metrics.ipynb #bf215585
 def score_maps(
@@ -306,14 +330,19 @@ def breakdown(
 
 # %% ../../nbs/52_metrics.ipynb #6f50f579
 def confusion(
-    predicted: Tensor,  # [...], classes 0 .. classes - 1
+    predicted: Tensor,  # [...], classes 0 .. classes - 1 wherever the label is one
     labels: Tensor,  # [...], classes; all other values are void
     classes: int,  # how many
 ) -> Tensor:  # int64 [classes, classes], by label and prediction
-    "How often each class got each name, over the judged pixels; matrices of several batches add up."
+    "How often each class got each name, over the judged pixels, for adding up; `ValueError` for names of no class."
+    if predicted.shape != labels.shape:
+        got = list(predicted.shape)
+        raise ValueError(f"predicted: expected the shape of the labels, {list(labels.shape)}; got {got}")
     kept = (labels >= 0) & (labels < classes)
-    index = labels[kept].long() * classes + predicted[kept].long()
-    return torch.bincount(index, minlength=classes**2).reshape(classes, classes)
+    named = predicted[kept].long()
+    if len(wrong := named[(named < 0) | (named >= classes)]):
+        raise ValueError(f"predicted: expected classes 0 to {classes - 1}; got {wrong[0].item()}")
+    return torch.bincount(labels[kept].long() * classes + named, minlength=classes**2).reshape(classes, classes)
 
 # %% ../../nbs/52_metrics.ipynb #8ddad1bb
 def iou(
@@ -353,6 +382,7 @@ def open_miou(
     classes: int,  # how many
 ) -> float:  # in 0..1
     "mIoU of the known classes when anomalies may be refused (Grcić et al., ECCV 2022)."
-    named = torch.where(refused, classes, predicted)
-    truth = torch.where(anomaly == 1, classes, labels.long())
+    named = torch.where(as_mask(refused, "refused"), classes, predicted)
+    known = torch.where(labels < classes, labels.long(), -1)  # the next number is that of the anomalies
+    truth = torch.where(anomaly == 1, classes, known)
     return iou(confusion(named, truth, classes + 1))[:classes].nanmean().item()

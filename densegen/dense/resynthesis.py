@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .segmentation import SegmentationModel
-from .streets import VOID
 
 # %% ../../nbs/54_resynthesis.ipynb #bac763dd
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -23,9 +22,14 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     )
 
 # %% ../../nbs/54_resynthesis.ipynb #db1eac1e
+def _known(labels: Tensor, classes: int) -> Tensor:
+    "Where a label is a class, bool [B, H, W]; all other values are void."
+    return (labels >= 0) & (labels < classes)
+
+
 def _one_hot(labels: Tensor, classes: int) -> Tensor:
     "[B, H, W] -> float32 [B, classes, H, W]; void is all zeros."
-    known = labels < classes
+    known = _known(labels, classes)
     return (F.one_hot(torch.where(known, labels.long(), 0), classes) * known[..., None]).movedim(-1, 1).float()
 
 # %% ../../nbs/54_resynthesis.ipynb #ca7614b1
@@ -73,7 +77,7 @@ class Painter(nn.Module):
 
     def loss(self, batch):
         images, labels = batch
-        known = (labels != VOID)[:, None]
+        known = _known(labels, self.classes)[:, None]
         painted = torch.where(known, self(labels), images)
         colours = (painted - images).abs().mean() / 255
         return {"colours": colours, "perceptual": 0.1 * self.unlike(images, painted).mean()}
@@ -91,7 +95,7 @@ def swap_labels(
     swaps: int = 3,  # in each image
 ) -> tuple[Tensor, Tensor]:  # changed labels, and where they changed (bool), both [B, H, W]
     "Give another class to one class inside a random window, a few times."
-    changed, (n, h, w) = labels.clone(), labels.shape
+    changed, (n, h, w), known = labels.clone(), labels.shape, _known(labels, classes)
     draw = lambda high: int(torch.randint(high, (), generator=generator))
     for k in range(n):
         for _ in range(swaps):
@@ -99,7 +103,7 @@ def swap_labels(
             top, left = max(0, i - 4 - draw(h // 4)), max(0, j - 4 - draw(w // 4))
             window = changed[k, top : i + 4 + draw(h // 4), left : j + 4 + draw(w // 4)]
             old, new = labels[k, i, j], draw(classes)
-            window[window == old] = new if old != VOID else VOID
+            window[window == old] = new if known[k, i, j] else old
     return changed, changed != labels
 
 # %% ../../nbs/54_resynthesis.ipynb #51b870c0
@@ -135,7 +139,8 @@ class Resynthesis(nn.Module):
         images, labels = batch
         told, wrong = swap_labels(labels, self.painter.classes)
         each = F.binary_cross_entropy_with_logits(self.log_odds(images, told), wrong.float(), reduction="none")
-        return each[labels != VOID].mean()
+        judged = each[_known(labels, self.painter.classes)]
+        return judged.sum() / max(1, len(judged))
 
     @torch.no_grad()
     def anomaly_score(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .segmentation import SegmentationModel, augment
+from .segmentation import SegmentationModel, augment, pixel_cross_entropy
 from .streets import VOID
 from .two_heads import OUTLIER, mean_over
 from ..flows.dequantization import UniformNoise, bits_per_dim, multiscale
@@ -28,7 +28,8 @@ def js_to_uniform(
     log_p = (logits.float() / temperature).log_softmax(1)
     log_u = -math.log(logits.shape[1])
     log_m = torch.logaddexp(log_p, torch.full_like(log_p, log_u)) - math.log(2)
-    return 0.5 * ((log_u - log_m).mean(1) + (log_p.exp() * (log_p - log_m)).sum(1))
+    gain = (log_p - log_m).masked_fill(log_p == -math.inf, 0.0)  # 0 log 0 is 0, NaN stays NaN
+    return 0.5 * ((log_u - log_m).mean(1) + (log_p.exp() * gain).sum(1))
 
 # %% ../../nbs/57_synthetic_negatives.ipynb #6ca7d71e
 class PatchFlow(nn.Module):
@@ -126,7 +127,7 @@ class NFlowJS(nn.Module):
         x, y, crops = paste_patches(images, labels, self.flow.sample(len(images) // 2, random_size()))
         logits = self.model(x).logits
         targets = torch.where(y == OUTLIER, VOID, y.long())
-        terms = {"classes": F.cross_entropy(logits, targets, getattr(self.model, "weights", None), ignore_index=VOID)}
+        terms = {"classes": pixel_cross_entropy(logits, targets, getattr(self.model, "weights", None))}
         doubt = mean_over(js_to_uniform(logits, self.temperature), y == OUTLIER)
         return terms | {"flow": self.flow.loss(crops.clamp(0, 255).round()), "js": self.weight * doubt}
 

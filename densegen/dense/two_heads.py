@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .segmentation import Dense, SegmentationModel, adamw, augment
+from .segmentation import Dense, SegmentationModel, adamw, augment, pixel_cross_entropy
 from .streets import NEGATIVES, VOID, DenseSet, paste
 
 # %% ../../nbs/55_two_heads.ipynb #e9bc8f3f
@@ -93,7 +93,7 @@ class TwoHeads(SegmentationModel):
         "The two terms of the loss, from both heads and the labels of a mixed batch."
         classes = torch.where(labels == OUTLIER, VOID, labels.long())
         weights = getattr(self.model, "weights", None)
-        terms = {"classes": F.cross_entropy(logits, classes, weights, ignore_index=VOID)}
+        terms = {"classes": pixel_cross_entropy(logits, classes, weights)}
         inside = mean_over(-F.logsigmoid(-odds), (labels != VOID) & (labels != OUTLIER))
         return terms | {"outlier": self.beta * (inside + mean_over(-F.logsigmoid(odds), labels == OUTLIER))}
 
