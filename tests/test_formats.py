@@ -219,6 +219,7 @@ def test_a_bomb_of_gzip_is_not_expanded(tmp_path, small):
     path.write_bytes(gzip.compress(b"\x00\x00\x08\x01\x00\x01\x00\x00" + bytes(2**26)))
     assert peak(lambda: refused(read_idx, path)) < 2**22
     assert peak(lambda: refused(read_tar, path, ["a"])) < 2**23
+    assert "more than 1 MiB when expanded" in refused(read_tar, path, ["a"])
     path.write_bytes(gzip.compress(b"\x00\x00\x08\x02" + b"\xff" * 8))
     assert "announced, more than" in refused(read_idx, path)
 

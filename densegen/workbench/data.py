@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .formats import DataCorrupted, check_images, read_idx, read_mat, read_npz, read_tar, reading
-from .sources import SOURCES, DataNotFound, check, datasets, fetch, files_here, files_of, locate, nearest
+from .sources import SOURCES, DataNotFound, check, datasets, fetch, files_here, files_of
+from .sources import locate, nearest
 
 # %% ../../nbs/08_data.ipynb #8a06d745
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-# %% ../../nbs/05_diagnostics.ipynb #c5ebda9d
+# %% ../../nbs/05_diagnostics.ipynb #5e563510
 def _finite(draws: Tensor) -> Tensor:
     "In float64; `ValueError` for a chain that has left for infinity."
     bad = ~draws.isfinite()
@@ -20,7 +20,7 @@ def _finite(draws: Tensor) -> Tensor:
         raise ValueError(f"draws: expected finite numbers; got {bad.sum()} NaN or inf, the first at step {first}")
     return draws.double()
 
-
+# %% ../../nbs/05_diagnostics.ipynb #c5ebda9d
 def autocovariance(
     draws: Tensor,  # [steps, ...]
 ) -> Tensor:  # at lags 0 .. steps-1 [steps, ...], in the dtype float64
@@ -95,7 +95,8 @@ def standard_scores(
 ) -> Tensor:  # deviations in standard errors [...]
     "How many standard errors (by effective sample size) the mean of the draws is from the truth."
     if expected.shape not in ((), draws.shape[2:]):
-        raise ValueError(f"expected: one number, or one for each quantity {list(draws.shape[2:])}; got {list(expected.shape)}")
+        wanted, got = list(draws.shape[2:]), list(expected.shape)
+        raise ValueError(f"expected: one number, or one for each quantity {wanted}; got {got}")
     flat = draws.double().flatten(0, 1)
     error = flat.std(0) / effective_sample_size(draws).sqrt()
     return (flat.mean(0) - expected) / error

@@ -64,14 +64,16 @@ def read_idx(
             raise ValueError(f"{math.prod(shape):,} bytes announced, more than {LARGEST >> 20} MiB")
         raw = file.read(math.prod(shape) + 1)
         if len(raw) != math.prod(shape):
-            raise ValueError(f"{math.prod(shape)} bytes announced, {'more' if len(raw) > math.prod(shape) else len(raw)} found")
+            found = "more" if len(raw) > math.prod(shape) else len(raw)
+            raise ValueError(f"{math.prod(shape)} bytes announced, {found} found")
         return np.frombuffer(raw, np.uint8).reshape(shape)
 
 # %% ../../nbs/02_formats.ipynb #158b2e82
 def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     "A `.npy` file in a zip: its announced shape must be that of its bytes."
     info = archive.getinfo(member)
-    if info.file_size > LARGEST or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+    known = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
+    if info.file_size > LARGEST or info.compress_type not in known:
         raise ValueError(f"{member} of {info.file_size:,} bytes, compressed by method {info.compress_type}")
     with archive.open(info) as file:
         raw = b"".join(iter(lambda: file.read(2**12), b""))

@@ -231,7 +231,8 @@ def _hash(path: Path, method: str) -> str:
     "The hash of a file, computed once for each state that it is in."
     state = os.stat(path)
     if state.st_size > LARGEST:
-        raise DataCorrupted(f"{path}: expected at most {LARGEST >> 20} MiB; got {state.st_size >> 20}; it is another file")
+        sizes = f"expected at most {LARGEST >> 20} MiB; got {state.st_size >> 20}"
+        raise DataCorrupted(f"{path}: {sizes}; it is another file")
     key = (str(path), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns, method)
     if key not in _hashes:
         with open(path, "rb") as file:
@@ -250,7 +251,8 @@ def verify(
     except OSError as error:
         raise DataCorrupted(f"{path}: could not be read ({error.strerror}); see to its permissions") from error
     if actual != known:
-        raise DataCorrupted(f"{path}: expected {method} {known}; got {actual}; delete it and fetch the published file again")
+        hashes = f"expected {method} {known}; got {actual}"
+        raise DataCorrupted(f"{path}: {hashes}; delete it and fetch the published file again")
 
 # %% ../../nbs/07_sources.ipynb #3b63eea0
 def check(
