@@ -75,3 +75,22 @@ def test_chains_that_disagree():
 def test_too_little_is_refused(shape):
     with pytest.raises(ValueError, match=r"expected draws \[steps >= 8, chains"):
         effective_sample_size(torch.randn(shape))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("measure", [effective_sample_size, split_rhat, autocorrelation, lambda d: standard_scores(d, torch.tensor(0.0))])
+def test_a_chain_that_left_for_nowhere_is_refused(measure, bad):
+    draws = autoregressive(0.5, 50, 4)
+    draws[20:, 1] = bad
+    with pytest.raises(ValueError, match="draws: expected finite numbers; got 30 NaN or inf, the first at step 20"):
+        measure(draws)
+
+
+@pytest.mark.parametrize("expected", [torch.zeros(2), torch.zeros(4, 3), torch.zeros(1)])
+def test_truths_of_another_shape_are_refused(expected):
+    with pytest.raises(ValueError, match=r"expected: one number, or one for each quantity \[3\]; got"):
+        standard_scores(torch.randn(20, 4, 3), expected)
+
+
+def test_a_quantity_that_never_changes_has_no_score():
+    assert standard_scores(torch.ones(50, 4), torch.tensor(0.5)).isnan() and effective_sample_size(torch.ones(50, 4)).isnan()

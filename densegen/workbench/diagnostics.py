@@ -11,13 +11,22 @@ import math
 import torch
 from torch import Tensor
 
+# %% ../../nbs/05_diagnostics.ipynb #5e563510
+def _finite(draws: Tensor) -> Tensor:
+    "In float64; `ValueError` for a chain that has left for infinity."
+    bad = ~draws.isfinite()
+    if bad.any():
+        first = bad.flatten(1).any(1).nonzero()[0].item() if bad.ndim > 1 else bad.nonzero()[0].item()
+        raise ValueError(f"draws: expected finite numbers; got {bad.sum()} NaN or inf, the first at step {first}")
+    return draws.double()
+
 # %% ../../nbs/05_diagnostics.ipynb #c5ebda9d
 def autocovariance(
     draws: Tensor,  # [steps, ...]
 ) -> Tensor:  # at lags 0 .. steps-1 [steps, ...], in the dtype float64
     "Autocovariances along the first axis, by the fast Fourier transform, divided by the number of steps."
-    n = len(draws)
-    centred = draws.double() - draws.double().mean(0)
+    n, draws = len(draws), _finite(draws)
+    centred = draws - draws.mean(0)
     spectrum = torch.fft.rfft(centred, 2 * n, dim=0)
     return torch.fft.irfft(spectrum.abs().square(), 2 * n, dim=0)[:n] / n
 
@@ -34,8 +43,8 @@ def _split(draws: Tensor) -> Tensor:
     "Each chain as two halves. [steps, chains, ...] -> [steps // 2, 2 chains, ...], float64"
     if draws.ndim < 2 or len(draws) < 8:
         raise ValueError(f"expected draws [steps >= 8, chains, ...]; got {list(draws.shape)}")
-    half = len(draws) // 2
-    return torch.cat([draws[:half], draws[-half:]], 1).double()
+    half, draws = len(draws) // 2, _finite(draws)
+    return torch.cat([draws[:half], draws[-half:]], 1)
 
 
 def _variances(halves: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +57,10 @@ def _variances(halves: Tensor) -> tuple[Tensor, Tensor]:
 def effective_sample_size(
     draws: Tensor,  # [steps, chains, ...]
 ) -> Tensor:  # independent draws that would serve as well [...]
-    "Effective size of the sample over all chains (Gelman et al., Bayesian Data Analysis, 3rd ed. 2013, 11.5)."
+    """Effective size of the sample over all chains (Gelman et al., Bayesian Data Analysis, 3rd ed. 2013, 11.5).
+
+    NaN for a quantity that never changes; `ValueError` for draws that are not finite.
+    """
     halves = _split(draws)
     n = len(halves)
     within, total = _variances(halves)
@@ -82,6 +94,9 @@ def standard_scores(
     expected: Tensor,  # their true expectations [...]
 ) -> Tensor:  # deviations in standard errors [...]
     "How many standard errors (by effective sample size) the mean of the draws is from the truth."
+    if expected.shape not in ((), draws.shape[2:]):
+        wanted, got = list(draws.shape[2:]), list(expected.shape)
+        raise ValueError(f"expected: one number, or one for each quantity {wanted}; got {got}")
     flat = draws.double().flatten(0, 1)
     error = flat.std(0) / effective_sample_size(draws).sqrt()
     return (flat.mean(0) - expected) / error
