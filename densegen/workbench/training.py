@@ -178,6 +178,7 @@ def _record(history: History, pending: list[dict]) -> list[float]:
 # %% ../../nbs/09_training.ipynb #fd7f3650
 SAVE_EVERY = 60.0  # seconds between two checkpoints of a training
 GOOD_EVERY = 100  # steps between two copies of the weights, to which a diverged training returns
+_READ_EVERY = {"cpu": 1}  # steps between two readings of the loss from the device; 20 on all others
 
 # %% ../../nbs/09_training.ipynb #86fffe4f
 class _Objective(nn.Module):
@@ -197,7 +198,7 @@ class _Loop:
     def __init__(self, objective, batches, state, fabric, limit):
         self.objective, self.batches, self.state, self.fabric, self.limit = objective, batches, state, fabric, limit
         self.checkpoint, self.made, self.pending = None, {}, []
-        self.flush = 1 if fabric.device.type == "cpu" else 20
+        self.flush = _READ_EVERY.get(fabric.device.type, 20)
         self.saved = time.monotonic()
 
     def begin(self) -> None:
