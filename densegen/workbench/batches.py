@@ -165,7 +165,7 @@ class Batches:
         self.generator, self.epoch = torch.Generator(), None
         self.loader = _Loader(data, seed) if isinstance(data, DataLoader) else None
         if self.loader and world > 1:
-            raise ValueError(f"data: expected no DataLoader with {world} processes; give its dataset, fit shares it out")
+            raise ValueError(f"data: expected no DataLoader with {world} processes; got one; give its dataset")
         self.sampled = callable(data) and not isinstance(data, Dataset)
         self.length = None if self.sampled or self.loader else len(data[0] if isinstance(data, tuple) else data)
         if self.length is not None and self.length < world:

@@ -61,17 +61,22 @@ def damaged(
     "The error for a file that cannot be used."
     return CheckpointError(f"{path}: not a readable checkpoint ({why}); delete it to start anew")
 
+# %% ../../nbs/07_checkpoint.ipynb #3ba5314f
+def _bytes_of(path: Path) -> bytes:
+    "What a regular file holds: a pipe could be waited for, and a device read, for ever."
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise damaged(path, str(error)) from error
+
 # %% ../../nbs/07_checkpoint.ipynb #9791139f
 def read_checkpoint(
     path: Path,  # of the file
 ) -> dict:  # what was written, on the CPU
     "Read a sealed file; `CheckpointError` if it is damaged, newer than this program, or something else."
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError("not a regular file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise damaged(path, str(error)) from error
+    data = _bytes_of(path)
     seal = _SEAL.search(data[-120:])
     if not seal:
         raise damaged(path, "it does not end with its checksum")
@@ -86,6 +91,15 @@ def read_checkpoint(
     except Exception as error:  # a right checksum over something else: torch's errors have many types
         raise damaged(path, str(error).splitlines()[0]) from error
 
+# %% ../../nbs/07_checkpoint.ipynb #fef653ce
+def _kind(value: Any) -> str:
+    "The type of a value, of a tensor also its shape; whole and broken numbers are one kind, dictionaries another."
+    if isinstance(value, Tensor):
+        return f"tensor {list(value.shape)} {value.dtype}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "number"
+    return "dict" if isinstance(value, dict) else type(value).__name__
+
 # %% ../../nbs/07_checkpoint.ipynb #421a48ee
 def same_form(
     found: Any,  # what was read
@@ -93,24 +107,20 @@ def same_form(
     where: str = "",  # the place, for the message
 ) -> None:
     "Raise `ValueError` unless both have the same keys and types, and tensors the same shapes and types."
-    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
-    if type(found) is not type(like) and not (number(found) and number(like)):
-        if not (isinstance(found, dict) and isinstance(like, dict)):
-            raise ValueError(f"{where}: expected {type(like).__name__}; got {type(found).__name__}")
-    if isinstance(like, Tensor):
-        if (found.shape, found.dtype) != (like.shape, like.dtype):
-            kinds = [f"{list(t.shape)} {t.dtype}" for t in (like, found)]
-            raise ValueError(f"{where}: expected {kinds[0]}; got {kinds[1]}")
-    elif isinstance(like, dict):
+    if _kind(found) != _kind(like):
+        raise ValueError(f"{where}: expected {_kind(like)}; got {_kind(found)}")
+    if isinstance(like, dict):
         if found.keys() != like.keys():
             raise ValueError(f"{where}: expected the keys {sorted(like, key=str)}; got {sorted(found, key=str)}")
-        for key in like:
-            same_form(found[key], like[key], f"{where}.{key}" if where else str(key))
+        pairs = {f"{where}.{key}" if where else str(key): (found[key], like[key]) for key in like}
     elif isinstance(like, (list, tuple)):
         if len(found) != len(like):
             raise ValueError(f"{where}: expected {len(like)} entries; got {len(found)}")
-        for place, pair in enumerate(zip(found, like)):
-            same_form(*pair, f"{where}[{place}]")
+        pairs = {f"{where}[{place}]": pair for place, pair in enumerate(zip(found, like))}
+    else:
+        return
+    for place, pair in pairs.items():
+        same_form(*pair, place)
 
 # %% ../../nbs/07_checkpoint.ipynb #3f34ffa9
 def _short(value: Any) -> str:
@@ -131,22 +141,29 @@ def same_making(
             remedy = "go on with the same, use another file name, or delete it to start anew"
             raise CheckpointError(f"{path}: made with {name} {before}; this call has {after}; {remedy}")
 
+# %% ../../nbs/07_checkpoint.ipynb #86a2ba98
+def _lock(path: Path) -> FileLock:
+    "The lock beside a file, held; `CheckpointError` at once if somebody else holds it."
+    lock = FileLock(f"{path}.lock", timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        file = Path(lock.lock_file)
+        owner = file.read_text().strip() if file.exists() else ""
+        remedy = "wait for it, stop it, or use another file name"
+        raise CheckpointError(f"{path}: in use by process {owner or 'unknown'}; {remedy}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: could not be written ({error}); use a folder that can") from error
+    return lock
+
 # %% ../../nbs/07_checkpoint.ipynb #63a94408
 @contextmanager
 def owned(
     path: Path,  # of a checkpoint, which may not exist yet
 ) -> Iterator[None]:
     "Own a file, and sweep what a killed owner left; `CheckpointError` if another process or thread owns it."
-    lock = FileLock(f"{path}.lock", timeout=0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        owner = Path(lock.lock_file).read_text().strip()
-        remedy = "wait for it, stop it, or use another file name"
-        raise CheckpointError(f"{path}: in use by process {owner or 'unknown'}; {remedy}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: could not be written ({error}); use a folder that can") from error
+    lock = _lock(path)
     try:
         Path(lock.lock_file).write_text(f"{os.getpid()}\n")
         for left in path.parent.glob(f"{glob.escape(path.name)}{'?' * 8}.tmp"):  # the names of `write_atomic`

@@ -20,14 +20,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .batches import Batches, identity, random_states, restore_states
-from densegen.workbench.checkpoint import (
-    CheckpointError,
-    damaged,
-    read_checkpoint,
-    same_form,
-    same_making,
-    write_checkpoint,
-)
+from .checkpoint import CheckpointError, damaged, read_checkpoint
+from .checkpoint import same_form, same_making, write_checkpoint
 
 # %% ../../nbs/08_state.ipynb #927c2f34
 @dataclass

@@ -338,6 +338,29 @@ def _kept(loop: _Loop, checkpoint: Path | str | None, settings: dict, steps: int
         yield stop
         fabric.barrier()  # nobody reads the file before it is whole
 
+# %% ../../nbs/09_training.ipynb #a792ba95
+def _set_up(model, batches, optimizer, lr, ema, fabric, limit) -> _Loop:
+    "Everything on its device and in its number format; the average after that, or it would have another one."
+    objective = fabric.setup_module(_Objective(model))
+    made = optimizer(model.parameters(), lr=lr)
+    for group in made.param_groups:
+        group["initial_lr"] = group["lr"]
+    state = State(model, made, averaged(model, ema) if ema else None, fabric.strategy.precision)
+    return _Loop(objective, batches, state, fabric, limit)
+
+# %% ../../nbs/09_training.ipynb #a62b6d24
+@contextmanager
+def _in_training(model: nn.Module) -> Iterator[None]:
+    "In training mode; after a failure every part is in the mode that it came in."
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.train()
+        yield
+    except BaseException:
+        for module, mode in modes:
+            module.training = mode
+        raise
+
 # %% ../../nbs/09_training.ipynb #e5590f23
 def fit(
     model: nn.Module,  # has `loss(batch)`: a scalar, or a dict of named scalars that add up
@@ -365,28 +388,15 @@ def fit(
     began, run, fabric = time.monotonic(), _open_run(), fabric or _default_fabric()
     seed = (run.seed if run else 0) if seed is None else int(seed)
     batches = Batches(data, batch_size, seed, fabric.global_rank, fabric.world_size)
-    modes = [(module, module.training) for module in model.modules()]
-    objective = fabric.setup_module(_Objective(model))
-    optimizer = (optimizer or _adam)(model.parameters(), lr=lr)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    precision = fabric.strategy.precision
-    state = State(model, optimizer, averaged(model, ema) if ema else None, precision)
-    loop = _Loop(objective, batches, state, fabric, limit)
+    loop = _set_up(model, batches, optimizer or _adam, lr, ema, fabric, limit)
     settings = {"schedule": schedule, "clip": clip and float(clip), "ema": ema and float(ema)}
-    settings |= {"every": int(every) if evaluate else None, "precision": str(precision.precision)}
-    try:
-        model.train()
-        with _kept(loop, checkpoint, settings, steps) as stop:
-            with _Progress(state.step, steps, label, quiet=not fabric.is_global_zero) as show:
-                _train(loop, steps, schedule, clip, evaluate, every, patience, show, stop)
-            state.history.seconds += time.monotonic() - began
-            loop.save()
-    except BaseException:
-        for module, mode in modes:
-            module.training = mode
-        raise
-    return _finish(state, keep)
+    settings |= {"every": int(every) if evaluate else None, "precision": str(fabric.strategy.precision.precision)}
+    with _in_training(model), _kept(loop, checkpoint, settings, steps) as stop:
+        with _Progress(loop.state.step, steps, label, quiet=not fabric.is_global_zero) as show:
+            _train(loop, steps, schedule, clip, evaluate, every, patience, show, stop)
+        loop.state.history.seconds += time.monotonic() - began
+        loop.save()
+    return _finish(loop.state, keep)
 
 # %% ../../nbs/09_training.ipynb #82e0f521
 def _finish(state: State, keep: str) -> History:
