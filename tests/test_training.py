@@ -661,11 +661,10 @@ def test_resume_in_another_number_format_is_exact(tmp_path):
     assert train(12, checkpoint=tmp_path / "a").equal(whole)
 
 
-@pytest.mark.parametrize("variables", [{"SLURM_NTASKS": "4"}, {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "4"}])
-def test_the_variables_of_a_cluster_do_not_stop_one_device(monkeypatch, variables):
-    for name, value in (variables | {"SLURM_JOB_NAME": "train"}).items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises((ValueError, RuntimeError)):
+def test_the_variables_of_a_cluster_do_not_stop_one_device(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    with pytest.raises(RuntimeError, match="ntasks"):
         Fabric(accelerator="cpu", devices=1)
     assert run(3, ema=None)[0].w.any()
 

@@ -228,24 +228,25 @@ class _Loop:
         "Write the checkpoint if one is wanted and the last is old enough."
         if self.checkpoint is None or time.monotonic() - self.saved < after:
             return
-        self.check_weights()
+        _check_weights(self)
         if self.fabric.is_global_zero:
             self.state.save(self.checkpoint, self.made)
         self.saved = time.monotonic()
-
-    def check_weights(self) -> None:
-        "Go back and raise `Diverged` if a weight or buffer is not finite."
-        average = self.state.average
-        lost = broken(self.state.model) or (broken(average.module) if average else "")
-        if lost:
-            self.go_back()
-            raise Diverged(self.state.step, math.nan, self.checkpoint, self.good_step, lost)
 
     def keep_good(self) -> None:
         self.good, self.good_step = weights_of(self.state.model), self.state.step
 
     def go_back(self) -> None:
         self.state.model.load_state_dict(self.good)
+
+# %% ../../nbs/09_training.ipynb #84aea9c0
+def _check_weights(loop: _Loop) -> None:
+    "Go back and raise `Diverged` if a weight or buffer is not finite."
+    state = loop.state
+    lost = broken(state.model) or (broken(state.average.module) if state.average else "")
+    if lost:
+        loop.go_back()
+        raise Diverged(state.step, math.nan, loop.checkpoint, loop.good_step, lost)
 
 # %% ../../nbs/09_training.ipynb #b5b09f23
 def _inspect(loop: _Loop, batch: Any, show: Callable) -> None:
@@ -278,7 +279,7 @@ def _train(loop, steps, schedule, clip, evaluate, every, patience, show, stop) -
         if good or (state.step + 1) % loop.flush == 0:
             _inspect(loop, batch, show)
         if good:
-            loop.check_weights()
+            _check_weights(loop)
             loop.keep_good()
         loop.update(total, clip)
         if evaluate and (state.step % every == 0 or state.step == steps):
@@ -287,7 +288,7 @@ def _train(loop, steps, schedule, clip, evaluate, every, patience, show, stop) -
             loop.save(after=SAVE_EVERY)
     if loop.pending:
         _inspect(loop, batch, show)
-    loop.check_weights()
+    _check_weights(loop)
 
 # %% ../../nbs/09_training.ipynb #8b9e3871
 def _expect(name: str, fits: bool, what: str, got: Any) -> None:
