@@ -209,5 +209,5 @@ def test_repo_root_from_below(root, monkeypatch, tmp_path):
 
 def test_device_by_name():
     assert pick_device("cpu").type == "cpu"
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="expected one of auto, cpu"):
         pick_device("abacus")

@@ -164,11 +164,18 @@ def current_run() -> Run:
 def pick_device(
     name: str = "auto",  # "auto", or anything that `torch.device` takes
 ) -> torch.device:
-    "The device to train on: the named one, or the first accelerator, or the CPU."
+    "The device to train on: the named one, or the first accelerator, or the CPU; `ValueError` if it is not here."
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
-    return torch.device(name)
+    here = ["auto", "cpu", *([accelerator.type] if accelerator else [])]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in (*here, "meta"):
+        raise ValueError(f"device: expected one of {', '.join(here)}; got {name!r}")
+    return device
 
 
 def seed_everything(seed: int) -> None:
