@@ -105,10 +105,10 @@ def test_a_kernel_that_dies_is_a_failure(root):
 
 
 def test_timeout_stops_the_whole_group(root):
-    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(99)', '{root}/child'])"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(999)', '{root}/child'])"
     lecture = write(root, "10_a", child)
     result = runner.execute(lecture, "smoke", root=root, timeout=5)
-    assert result.status == "timeout" and result.seconds < 15
+    assert result.status == "timeout" and result.seconds < 25
     assert alive(lecture.path) == [] and alive(f"{root}/child") == []
 
 
@@ -126,10 +126,9 @@ def test_interrupted_run_keeps_its_checkpoints_and_leaves_no_process(root, jobs)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 130 and "goes on from here" in process.stderr.read()
     assert alive(lecture.path) == [] and checkpoint.exists()
-    result = runner.execute(lecture, "smoke", root=root)
-    outputs = nbformat.read(result.notebook, as_version=4).cells[-1].outputs
-    assert result.status == "done" and outputs[0].text == "['net.ckpt']\n"
-    assert not checkpoint.exists()
+    assert command(root, "run", "10", "--scale", "smoke", "--jobs", str(jobs)).wait(300) == 0
+    outputs = nbformat.read(checkpoint.parent / "10_a.ipynb", as_version=4).cells[-1].outputs
+    assert outputs[0].text == "['net.ckpt']\n" and not checkpoint.exists()
 
 
 def test_checkpoints_of_other_sources_are_not_used(root):

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Optional
 
+# %% ../../nbs/92_cli.ipynb #3c4d945c
 import torch
 import typer
 from rich.live import Live
@@ -40,7 +41,7 @@ def _find(names: list[str]) -> list[Lecture]:
     except (UnknownName, FileNotFoundError) as error:
         raise fail(str(error)) from None
 
-
+# %% ../../nbs/92_cli.ipynb #bb82f210
 def _root() -> Path:
     try:
         return repo_root()
@@ -78,7 +79,7 @@ def _last(lecture: Lecture, scale: Scale) -> tuple[str, str]:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / "result.json").stat().st_mtime))
     return f"{when}, {found[1].status}", _held(found[1].claims)
 
-
+# %% ../../nbs/92_cli.ipynb #d98678d1
 def _title(lecture: Lecture) -> str:
     "What it is called, or why it cannot be read."
     try:

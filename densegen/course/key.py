@@ -83,6 +83,7 @@ def _sources(root: Path) -> list[Path]:
 
 
 def _threads(threads: int | None) -> list[str]:
+    "What OpenMP and MKL will use; MKL follows OpenMP where nothing else is said."
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = str(threads or usable)
-    return [cores if threads else os.environ.get(name, cores) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]
+    openmp = str(threads or os.environ.get("OMP_NUM_THREADS", usable))
+    return [openmp, str(threads or os.environ.get("MKL_NUM_THREADS", openmp))]

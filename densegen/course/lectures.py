@@ -38,6 +38,18 @@ PARTS = {
 class BrokenNotebook(ValueError):
     "A file is no notebook that can be run; the message says what was expected."
 
+# %% ../../nbs/86_lectures.ipynb #e206c008
+def _look(found: Any) -> None:
+    "`ValueError` if this is not the outside of a notebook."
+    if not isinstance(found, dict):
+        raise ValueError(f"got a {type(found).__name__}")
+    if found.get("nbformat") != 4 or not isinstance(found.get("cells"), list):
+        cells = "cells" if "cells" in found else "no cells"
+        raise ValueError(f"got format {found.get('nbformat')} with {cells}; open and save it in JupyterLab")
+
+# %% ../../nbs/86_lectures.ipynb #03969c5d
+_UNREADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError)
+
 # %% ../../nbs/86_lectures.ipynb #e99fe0b4
 def read_notebook(
     path: Path,  # a file `.ipynb`
@@ -45,13 +57,10 @@ def read_notebook(
     "A notebook from a file; raises `BrokenNotebook`."
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
-        if not isinstance(found, dict) or found.get("nbformat") != 4 or not isinstance(found.get("cells"), list):
-            got = f"format {found.get('nbformat')}" if isinstance(found, dict) else f"a {type(found).__name__}"
-            raise ValueError(f"got {got}, with{'' if 'cells' in found else 'out'} cells; open and save it in JupyterLab")
+        _look(json.loads(text))
         notebook = nbformat.v4.reads(text)
         nbformat.validate(notebook)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, nbformat.ValidationError) as error:
+    except (*_UNREADABLE, nbformat.ValidationError) as error:
         reason = str(error).partition("\n")[0]
         raise BrokenNotebook(f"{path.name}: expected a notebook of format 4; {reason}") from None
     return notebook
@@ -128,7 +137,7 @@ def parameters(
         reason = str(error).partition("\n")[0]
         raise BrokenNotebook(f"{lecture.name}: expected lines `name = value` as parameters; {reason}") from None
     if "scale" not in found:
-        raise BrokenNotebook(f"{lecture.name}: expected a cell tagged `parameters` that sets scale; got {sorted(found)}")
+        raise BrokenNotebook(f"{lecture.name}: expected a cell tagged `parameters` that sets scale; got {[*found]}")
     return found
 
 # %% ../../nbs/86_lectures.ipynb #67151d33

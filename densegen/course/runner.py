@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+# %% ../../nbs/90_runner.ipynb #fda2c299
 import nbformat
 
 import densegen
@@ -69,18 +70,17 @@ def _read_json(path: Path) -> dict:
         return {}
     return found if isinstance(found, dict) else {}
 
+# %% ../../nbs/90_runner.ipynb #a60fa9cd
+def _is_claim(found: Any) -> bool:
+    "Whether this is a claim as `report` writes it."
+    if not isinstance(found, dict) or not {"claim", "kind", "holds", "measured", "published"} <= found.keys():
+        return False
+    texts = isinstance(found["claim"], str) and isinstance(found["kind"], str)
+    return texts and found["holds"] in (True, False, None) and (found["kind"] != "saved" or "run" in found)
+
 
 def _are_claims(found: Any) -> bool:
-    "Whether this is a list of claims as `report` writes it."
-    shape = {"claim": str, "kind": str, "holds": bool | None}
-    entries = found if isinstance(found, list) else [None]
-    return all(
-        isinstance(c, dict)
-        and all(isinstance(c.get(k, ()), t) for k, t in shape.items())
-        and {"measured", "published"} <= c.keys()
-        and (c["kind"] != "saved" or "run" in c)
-        for c in entries
-    )
+    return isinstance(found, list) and all(map(_is_claim, found))
 
 # %% ../../nbs/90_runner.ipynb #187e4b10
 def last_result(folder: Path) -> tuple[str, Result] | None:
@@ -130,7 +130,7 @@ def failure(
         return _error(f"killed by {signal.Signals(-code).name}", "; ".join(["perhaps the memory was full", *last]))
     return _error("the kernel died", " ".join(last))
 
-
+# %% ../../nbs/90_runner.ipynb #11c9ea2b
 def _error(kind: str, message: str) -> dict:
     "An error that is not of a cell."
     return {"cell": None, "source": "", "error": kind, "message": message}
@@ -150,7 +150,7 @@ def execute(
     settings = {"scale": Scale(scale).value, **(settings or {})}
     if settings["scale"] != Scale(scale).value:
         raise ValueError(f"{lecture.name}: expected one scale; got {scale} and {settings['scale']}")
-    root, status = root or repo_root(), "failed"
+    root, status = (root or repo_root()).absolute(), "failed"
     try:
         folder = folder_of(lecture, scale, checked(lecture, settings), root)
         key = fingerprint(lecture, settings, root, threads)

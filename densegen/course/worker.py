@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 from jupyter_core.utils import run_sync
-from nbclient.exceptions import CellExecutionComplete, CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionComplete, DeadKernelError
 from papermill import execute_notebook
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
@@ -65,11 +65,10 @@ class _Client(PapermillNotebookClient):
         try:
             return await super().async_execute_cell(cell, cell_index, **options)
         except DeadKernelError:
-            if self.shown[cell_index] <= LIMIT:
-                raise
-            text = f"the cell showed more than {LIMIT:,} characters; print less, or write it to a file"
-            cell.outputs.append(nbformat.v4.new_output("error", ename="TooMuchOutput", evalue=text, traceback=[text]))
-            raise CellExecutionError(text, "TooMuchOutput", text) from None
+            if self.shown[cell_index] > LIMIT:
+                text = f"the cell showed more than {LIMIT:,} characters; print less, or write it to a file"
+                cell.outputs.append(nbformat.v4.new_output("error", ename="TooMuchOutput", evalue=text))
+            raise
 
     execute_cell = run_sync(async_execute_cell)
 
