@@ -1,6 +1,8 @@
 """Scales, claims, and files written whole or not at all."""
 import json
+import os
 import re
+import stat
 
 import pytest
 import torch
@@ -152,6 +154,41 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
 
 
+@pytest.fixture
+def order(monkeypatch):
+    "What is synced to disk and when the file is moved, in order."
+    seen, fsync, replace = [], os.fsync, os.replace
+
+    def synced(handle):
+        seen.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else os.fstat(handle).st_size)
+        fsync(handle)
+
+    monkeypatch.setattr(runs.os, "fsync", synced)
+    monkeypatch.setattr(runs.os, "replace", lambda *a: (seen.append("move"), replace(*a)))
+    return seen
+
+
+def test_a_file_is_on_disk_before_its_name_and_the_name_before_the_return(tmp_path, order):
+    write_atomic(tmp_path / "a" / "b.txt", b"12345")
+    assert order == [5, "move", "folder"] and (tmp_path / "a" / "b.txt").read_bytes() == b"12345"
+    write_atomic(tmp_path / "progress", b"1", sync=False)
+    assert order == [5, "move", "folder", "move"]
+
+
+def test_a_written_file_has_the_usual_rights(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    assert write_atomic(tmp_path / "b", b"").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_checkpoint_bears_the_key_of_its_run(folder, monkeypatch):
+    assert start("smoke").checkpoint("net") == folder / "net.ckpt"
+    names = set()
+    for key in ("a" * 64, "b" * 64):
+        monkeypatch.setenv("DENSEGEN_KEY", key)
+        names.add(start("smoke").checkpoint("net"))
+    assert len(names) == 2 and all(p.parent == folder and p.suffix == ".ckpt" for p in names)
+
+
 def test_saved_table_has_its_provenance(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "repo_root", lambda: tmp_path)
     start("long", seed=2, device="cpu")
@@ -172,5 +209,5 @@ def test_repo_root_from_below(root, monkeypatch, tmp_path):
 
 def test_device_by_name():
     assert pick_device("cpu").type == "cpu"
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="expected one of auto, cpu"):
         pick_device("abacus")

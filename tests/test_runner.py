@@ -10,7 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from densegen.course import runner
+from densegen.course import key, lectures, runner
+from densegen.course.processes import family, owned
 
 V4 = nbformat.v4
 
@@ -22,7 +23,7 @@ def write(root, name, *sources, parameters='scale = "cpu"\nn = 1'):
     cells += [V4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
     path = root / "nbs" / f"{name}.ipynb"
     nbformat.write(V4.new_notebook(cells=cells), path)
-    return runner.Lecture(path)
+    return lectures.Lecture(path)
 
 
 @pytest.fixture
@@ -48,16 +49,16 @@ def alive(path):
 def test_lectures_come_in_order_and_by_any_name(root):
     for name in ("31_coupling", "20_energy", "index", "lab_flow"):
         write(root, name)
-    assert [e.name for e in runner.lectures(root)] == ["20_energy", "31_coupling", "lab_flow"]
-    assert [e.name for e in runner.find(["coupling", "20"], root)] == ["20_energy", "31_coupling"]
-    assert runner.find(["lab_flow"], root)[0].title == "Title of lab_flow"
-    with pytest.raises(runner.UnknownName, match="did you mean '31_coupling'"):
-        runner.find(["coupilng"], root)
+    assert [e.name for e in lectures.lectures(root)] == ["20_energy", "31_coupling", "lab_flow"]
+    assert [e.name for e in lectures.find(["coupling", "20"], root)] == ["20_energy", "31_coupling"]
+    assert lectures.find(["lab_flow"], root)[0].title == "Title of lab_flow"
+    with pytest.raises(lectures.UnknownName, match="did you mean '31_coupling'"):
+        lectures.find(["coupilng"], root)
 
 
 def test_unknown_parameter_is_refused_before_anything_runs(root):
     lecture = write(root, "10_a", "open('ran', 'w')")
-    with pytest.raises(runner.UnknownName, match="did you mean 'n'"):
+    with pytest.raises(lectures.UnknownName, match="did you mean 'n'"):
         runner.execute(lecture, root=root, settings={"nn": 2})
     assert not (root / "ran").exists() and not (root / "_runs").exists()
 
@@ -104,10 +105,10 @@ def test_a_kernel_that_dies_is_a_failure(root):
 
 
 def test_timeout_stops_the_whole_group(root):
-    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(99)', '{root}/child'])"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(999)', '{root}/child'])"
     lecture = write(root, "10_a", child)
     result = runner.execute(lecture, "smoke", root=root, timeout=5)
-    assert result.status == "timeout" and result.seconds < 15
+    assert result.status == "timeout" and result.seconds < 25
     assert alive(lecture.path) == [] and alive(f"{root}/child") == []
 
 
@@ -119,16 +120,15 @@ def test_interrupted_run_keeps_its_checkpoints_and_leaves_no_process(root, jobs)
     script = f"from densegen.course import cli; import sys; sys.argv = ['densegen', 'run', '10', '--scale', 'smoke', '--jobs', '{jobs}']; cli.main()"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=root, stderr=subprocess.PIPE, text=True)
     checkpoint = root / "_runs" / "smoke" / "10_a" / "net.ckpt"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 130 and "goes on from here" in process.stderr.read()
     assert alive(lecture.path) == [] and checkpoint.exists()
-    result = runner.execute(lecture, "smoke", root=root)
-    outputs = nbformat.read(result.notebook, as_version=4).cells[-1].outputs
-    assert result.status == "done" and outputs[0].text == "['net.ckpt']\n"
-    assert not checkpoint.exists()
+    assert command(root, "run", "10", "--scale", "smoke", "--jobs", str(jobs)).wait(300) == 0
+    outputs = nbformat.read(checkpoint.parent / "10_a.ipynb", as_version=4).cells[-1].outputs
+    assert outputs[0].text == "['net.ckpt']\n" and not checkpoint.exists()
 
 
 def test_checkpoints_of_other_sources_are_not_used(root):
@@ -200,3 +200,222 @@ def test_progress_reaches_the_watcher(root):
     assert {} in seen and {"step": 3} in seen
     assert json.loads((root / "_runs/smoke/10_a/result.json").read_text())["status"] == "done"
     assert os.environ.get("DENSEGEN_RUN") != str(root / "_runs/smoke/10_a")
+
+
+def command(root, *words):
+    "The command line in a process of its own, as a shell starts it."
+    script = f"import sys; sys.argv = {['densegen', *words]}; from densegen.course import cli; cli.main()"
+    return subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition, seconds=200):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
+BESIDE = "import os, subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGHUP])
+def test_nothing_outlives_the_runner_and_the_next_start_works(root, sign):
+    source = BESIDE + "again = os.path.exists('begun')\nopen('begun', 'w').close()\nif not again: time.sleep(600)"
+    write(root, "10_a", source)
+    folder = root / "_runs" / "smoke" / "10_a"
+    process = command(root, "run", "10", "--scale", "smoke")
+    assert wait_for((root / "begun").exists) and len(family(folder)) >= 3
+    process.send_signal(sign)
+    assert process.wait(30) == (-9 if sign == signal.SIGKILL else 130)
+    assert runner.execute(lectures.find(["10"], root)[0], "smoke", root=root).status == "done"
+    assert not family(folder) and not list(folder.glob("*.tmp"))
+
+
+def test_a_folder_has_one_run_at_a_time(root):
+    lecture = write(root, "10_a", "1")
+    folder = root / "_runs" / "smoke" / "10_a"
+    with owned(folder):
+        (folder / "net.ckpt").write_bytes(b"of the other run")
+        result = runner.execute(lecture, "smoke", root=root)
+    assert result.status == "busy" and f"process {os.getpid()} works there" in result.error["message"]
+    assert sorted(p.name for p in folder.iterdir()) == ["lock", "net.ckpt"]
+
+
+def test_what_an_orphan_writes_is_not_used(root, monkeypatch):
+    lecture = write(root, "10_a", "1")
+    folder = root / "_runs" / "smoke" / "10_a"
+    folder.mkdir(parents=True)
+    script = f"import time\nwhile True:\n    open({str(folder / 'net.ckpt')!r}, 'w').close()\n    time.sleep(.01)"
+    environment = {**os.environ, "DENSEGEN_RUN": str(folder), "DENSEGEN_WORKER": str(folder)}
+    orphan = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    assert wait_for((folder / "net.ckpt").exists)
+    monkeypatch.setattr(runner, "_run", lambda *_: (time.sleep(0.2), sorted(p.name for p in folder.iterdir()))[1])
+    assert runner.execute(lecture, "smoke", root=root) == ["key", "lock"]
+    assert not family(folder) and orphan.wait(5) is not None
+
+
+def test_a_run_of_another_key_has_another_checkpoint(root, monkeypatch):
+    seen = []
+    monkeypatch.setattr(runner, "_launch", lambda *a: seen.append(a[5]) or 1 / 0)
+    for source in ("target = 5", "target = -5"):
+        with pytest.raises(ZeroDivisionError):
+            runner.execute(write(root, "10_a", source), "smoke", root=root)
+    assert len(set(seen)) == 2
+
+
+def test_nothing_of_a_finished_run_lives_on(root):
+    assert runner.execute(write(root, "10_a", BESIDE), "smoke", root=root).ok
+    assert not family(root / "_runs" / "smoke" / "10_a")
+
+
+def test_a_killed_worker_is_named_and_leaves_nothing(root):
+    source = BESIDE + "import signal; os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)"
+    result = runner.execute(write(root, "10_a", source), "smoke", root=root, timeout=120)
+    assert result.status == "failed" and result.error["error"] == "killed by SIGKILL"
+    assert not family(root / "_runs" / "smoke" / "10_a")
+
+
+def test_a_cell_that_prints_too_much_is_stopped_and_named(root):
+    result = runner.execute(write(root, "10_a", "while True: print('x' * 1_000_000)"), "smoke", root=root, timeout=200)
+    assert result.error["error"] == "TooMuchOutput" and result.error["cell"] == 2
+    assert "print less" in result.error["message"] and Path(result.notebook).stat().st_size < 12e6
+
+
+@pytest.fixture
+def named(root, monkeypatch):
+    "A lecture that uses mnist, in a course with a package, a picture and a table."
+    (root / "data").mkdir()
+    monkeypatch.setenv("DENSEGEN_DATA", str(root / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+    for name in ("densegen/flows/glow.py", "densegen/assets/cow.jpg", "results/t.json", "data/fashion_mnist_28x28.npz", "data/kmnist_28x28_test.npz"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(name)
+    lecture = write(root, "10_a", "images('mnist'), images('fashion_mnist')")
+    return lambda settings={}, threads=None: key.fingerprint(lecture, settings, root, threads)
+
+
+CHANGES = {
+    "module moved": lambda root, m: ((root / "densegen/energy").mkdir(), (root / "densegen/flows/glow.py").rename(root / "densegen/energy/glow.py")),
+    "module changed": lambda root, m: (root / "densegen/flows/glow.py").write_text("2"),
+    "picture changed": lambda root, m: (root / "densegen/assets/cow.jpg").write_text("2"),
+    "table changed": lambda root, m: (root / "results/t.json").write_text("2"),
+    "data changed": lambda root, m: (root / "data/fashion_mnist_28x28.npz").write_text("2"),
+    "data of the same size": lambda root, m: os.utime(root / "data/fashion_mnist_28x28.npz", ns=(1, 1)),
+    "data fetched": lambda root, m: (root / "data/mnist_28x28.npz").write_text("2"),
+    "numpy": lambda root, m: m.setattr(key, "distribution", other(key.distribution, "numpy")),
+    "torch": lambda root, m: m.setattr(key, "distribution", other(key.distribution, "torch")),
+    "python": lambda root, m: m.setattr(key.platform, "python_version", lambda: "4.0"),
+    "a requirement": lambda root, m: (root / "settings.ini").write_text("[DEFAULT]\nrequirements = typer>=0.1"),
+    "threads": lambda root, m: m.setenv("OMP_NUM_THREADS", "77"),
+}
+
+
+def other(distribution, name):
+    "As after an update of one package."
+
+    def changed(wanted):
+        found = distribution(wanted)
+        return type("Distribution", (), {"version": "0.0", "requires": found.requires}) if wanted == name else found
+
+    return changed
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_key_changes_with_all_that_decides(root, named, monkeypatch, change):
+    before = named()
+    CHANGES[change](root, monkeypatch)
+    key.versions_of.cache_clear()
+    assert named() != before
+    monkeypatch.undo()
+    key.versions_of.cache_clear()
+
+
+def test_the_key_changes_with_parameters_and_threads(named):
+    assert len({named(), named({"n": 1}), named({"n": "1"}), named({"n": 1.0}), named(threads=7), named(threads=8)}) == 6
+
+
+def test_the_key_does_not_change_with_what_does_not_decide(root, named, monkeypatch):
+    before = named()
+    monkeypatch.setenv("DENSEGEN_DATA", str(root / "data") + "/")
+    (root / "data/kmnist_28x28_test.npz").write_text("a set that the lecture does not use")
+    (root / "densegen/__pycache__").mkdir()
+    (root / "densegen/__pycache__/glow.pyc").write_text("1")
+    assert named() == before
+    (root / "data").rename(root / "elsewhere")
+    monkeypatch.setenv("DENSEGEN_DATA", str(root / "elsewhere"))
+    assert named() == before
+
+
+def test_one_scale_for_one_run(root):
+    with pytest.raises(ValueError, match="expected one scale"):
+        runner.execute(write(root, "10_a", "1"), "cpu", {"scale": "smoke"}, root=root)
+    assert not (root / "_runs").exists()
+
+
+def test_folders_of_odd_values_are_short_and_differ(root):
+    lecture = write(root, "10_a", "1", parameters='scale = "cpu"\nn = ""')
+    values = ["[1]", "(1)", "_1_", "a/b", "..", "x" * 5000, "x" * 4999 + "y"]
+    folders = [runner.folder_of(lecture, "smoke", {"n": v}, root) for v in values]
+    assert len(set(folders)) == len(values)
+    assert all(f.parent == root / "_runs" / "smoke" and len(f.name) < 120 for f in folders)
+
+
+PARAMETERS = {
+    "syntax": ("scale = ", "invalid syntax"),
+    "expression": ('scale = "cpu"\nn = 2 * 3', "line 2 computes '2 * 3'; write the value"),
+    "call": ("print(1)", "line 1 is something else"),
+    "none": ("", "expected a cell tagged `parameters` that sets scale"),
+    "deep": ('scale = "cpu"\nn = ' + "[" * 500, "expected lines `name = value`"),
+}
+
+
+@pytest.mark.parametrize("kind", PARAMETERS)
+def test_parameters_that_cannot_be_read_fail_the_lecture_in_one_line(root, kind):
+    source, message = PARAMETERS[kind]
+    result = runner.execute(write(root, "10_a", "1", parameters=source), "smoke", root=root)
+    assert result.status == "failed" and message in result.error["message"] and "\n" not in result.error["message"]
+
+
+def test_parameters_may_be_annotated(root):
+    lecture = write(root, "10_a", "1", parameters='scale: str = "cpu"\nsizes: list[int] = [1, 2]  # of layers')
+    assert lectures.parameters(lecture) == {"scale": "cpu", "sizes": [1, 2]}
+
+
+BROKEN = {
+    "old": b'{"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": [{"cells": []}]}',
+    "no cells": b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+    "odd cells": b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [1, {"cell_type": "code"}]}',
+    "half": b'{"cells": [',
+    "empty": b"",
+    "list": b"[]",
+    "picture": b"\x89PNG\r\n\x1a\n\xff\xfe",
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_file_that_is_no_notebook_costs_one_line(root, kind):
+    path = root / "nbs" / "10_a.ipynb"
+    path.write_bytes(BROKEN[kind])
+    (lecture,) = lectures.lectures(root)
+    with pytest.raises(lectures.BrokenNotebook, match="^10_a.ipynb: expected a notebook of format 4; .{3,200}$"):
+        lecture.title
+    assert runner.execute(lecture, "smoke", root=root).error["error"] == "BrokenNotebook"
+
+
+DAMAGED = [b"", b"{", b"[1]", b'{"claims": 1}', b'{"claims": [{"claim": "x", "kind": "saved"}]}', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_files_of_a_run_do_not_stop_the_runner(tmp_path, content):
+    (tmp_path / "claims.json").write_bytes(content)
+    result = runner._conclude(runner.Result("10_a", "done", 1.0, "x.ipynb"), tmp_path, "key")
+    assert result.status == "failed" and result.error["error"] == "damaged claims"
+    (tmp_path / "result.json").write_bytes(content)
+    assert runner.last_result(tmp_path) is None
+
+
+def test_half_an_executed_notebook_is_no_second_failure(tmp_path):
+    (tmp_path / "a.ipynb").write_bytes(b'{"cells": [{"cell_')
+    (tmp_path / "log.txt").write_text("DeadKernelError: Kernel died")
+    assert runner.failure(tmp_path / "a.ipynb", tmp_path / "log.txt")["message"] == "DeadKernelError: Kernel died"

@@ -7,12 +7,13 @@ __all__ = ['Scale', 'repo_root', 'write_atomic', 'Table', 'ClaimFailed', 'Run', 
            'start', 'claim', 'report', 'save_table', 'load_table', 'saved']
 
 # %% ../../nbs/01_run.ipynb #4e3707c1
+import contextlib
 import json
 import os
 import platform
 import random
 import re
-import tempfile
+import secrets
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
@@ -62,22 +63,35 @@ def repo_root() -> Path:
 def write_atomic(
     path: Path,  # where the file shall stand
     data: bytes,  # what it shall hold
+    sync: bool = True,  # wait until it is on disk; not needed for what a power cut may take, such as progress
 ) -> Path:  # `path`
     "Write a file under a temporary name and move it: the old one survives any failure (`OSError`)."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    if sync:
+        _sync_folder(path.parent)
     return path
+
+# %% ../../nbs/01_run.ipynb #d56e9531
+def _sync_folder(folder: Path) -> None:
+    "Force the names in a folder to disk, where the system can do that."
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 # %% ../../nbs/01_run.ipynb #fd7c9db2
 def _plain(value: Any) -> Any:
@@ -124,6 +138,7 @@ class Run:
     seed: int
     device: torch.device
     folder: Path | None = None  # where the runner collects results; `None` when started by hand
+    key: str = ""  # the runner's hash of all that decides the result
     claims: list[dict] = field(default_factory=list)
 
     def pick(self, **sizes: Any) -> Any:
@@ -132,7 +147,8 @@ class Run:
 
     def checkpoint(self, name: str) -> Path | None:
         "Where `fit` may keep its state so that an interrupted run goes on; `None` when started by hand."
-        return self.folder / f"{name}.ckpt" if self.folder else None
+        key = f".{self.key[:12]}" if self.key else ""
+        return self.folder / f"{name}{key}.ckpt" if self.folder else None
 
 # %% ../../nbs/01_run.ipynb #cce52261
 _current: Run | None = None
@@ -148,11 +164,18 @@ def current_run() -> Run:
 def pick_device(
     name: str = "auto",  # "auto", or anything that `torch.device` takes
 ) -> torch.device:
-    "The device to train on: the named one, or the first accelerator, or the CPU."
+    "The device to train on: the named one, or the first accelerator, or the CPU; `ValueError` if it is not here."
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
-    return torch.device(name)
+    here = ["auto", "cpu", *([accelerator.type] if accelerator else [])]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in (*here, "meta"):
+        raise ValueError(f"device: expected one of {', '.join(here)}; got {name!r}")
+    return device
 
 
 def seed_everything(seed: int) -> None:
@@ -169,8 +192,8 @@ def start(
 ) -> Run:  # the open run
     "Open a run: validate the scale, seed the generators, choose the device."
     global _current
-    folder = os.environ.get("DENSEGEN_RUN")
-    _current = Run(Scale(scale), int(seed), pick_device(device), Path(folder) if folder else None)
+    folder, key = os.environ.get("DENSEGEN_RUN"), os.environ.get("DENSEGEN_KEY", "")
+    _current = Run(Scale(scale), int(seed), pick_device(device), Path(folder) if folder else None, key)
     seed_everything(_current.seed)
     return _current
 
