@@ -367,98 +367,29 @@ def doctor() -> None:
         raise fail(f"not installed: {', '.join(absent)}; run `make course` or pip install them", 1)
     console.print("the course can run here")
 
-# %% ../../nbs/92_cli.ipynb #0e546d36
-def _detector(model: Path, device: str, threshold: float | None):
-    from densegen.dense import your_model
-
-    try:
-        saved = your_model.load_detector(model, pick_device(device))
-    except OSError as error:
-        raise fail(f"--model {model}: {error.strerror}") from None
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise fail(escape(f"--model or --device: {str(error).partition(chr(10))[0]}")) from None
-    if threshold is None:
-        return saved
-    known = saved.calibration or your_model.Calibration(threshold, 0.0, 0.0, 0)
-    return saved._replace(calibration=known._replace(threshold=threshold))
-
-# %% ../../nbs/92_cli.ipynb #4284e845
-def _say(message: str) -> None:
-    errors.print(f"[bold red]error[/] {escape(message)}", highlight=False, soft_wrap=True)
-
-# %% ../../nbs/92_cli.ipynb #4bf345d6
-def _score_all(outcomes, count: int) -> dict[str, int]:
-    "Follow the outcomes with a bar; one line for each that failed."
-    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=errors, transient=True)
-    states = {"scored": 0, "kept": 0, "failed": 0}
-    with bar:
-        task = bar.add_task("images", total=count)
-        for outcome in outcomes:
-            states[outcome.state] += 1
-            if outcome.error:
-                _say(outcome.error)
-            bar.advance(task)
-    return states
-
-# %% ../../nbs/92_cli.ipynb #7f564cea
-def _show_metrics(metrics) -> None:
-    try:
-        table = _table("", "AP", "AUROC", "FPR95")
-        table.add_row(*(f"{100 * value:.2f} %" for value in metrics.compute()))
-        console.print(table)
-    except ValueError as error:
-        raise fail(f"--masks: no metrics; {error}", 1) from None
-
 # %% ../../nbs/92_cli.ipynb #a3b46973
 @app.command()
 def score(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them at any depth.")],
-    model: Annotated[Path, typer.Option(help="A detector, as `save_detector` writes it (.pt2).")],
-    out: Annotated[Path, typer.Option(help="Folder for NAME.npz and NAME_heat.png.")],
+    model: Annotated[Path, typer.Option(help="A detector, as `save_detector` writes it (.onnx).")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME.npz and NAME_heat.png; no other file is written over.")],
     masks: Annotated[Optional[Path], typer.Option(help="Folder of masks (0, 1, 255 void): print metrics.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Tiles at a time.")] = 8,
     threshold: Annotated[Optional[float], typer.Option(help="Of the heat maps, instead of the calibrated.")] = None,
     overlay: Annotated[bool, typer.Option(help="Write heat maps.")] = True,
     device: Annotated[str, typer.Option(help="cpu, cuda, auto ...")] = "cpu",
     fresh: Annotated[bool, typer.Option(help="Score again what is there already.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Also read .pt2, a kind of file that can do on this machine "
+                                        "whatever you can do: only for files that you wrote yourself.")] = False,
 ) -> None:
-    "Anomaly scores and heat maps of photographs of any size, by a detector from a file."
-    from densegen.dense import your_model
+    """Anomaly scores and heat maps of photographs of any size, by a detector from a file.
 
-    if masks is not None and not masks.is_dir():
-        raise fail(f"--masks {masks}: expected a folder; there is none")
-    if out.exists() and not out.is_dir():
-        raise fail(f"--out {out}: expected a folder; got a file")
-    saved = _detector(model, device, threshold)
-    jobs, lines = your_model.find_images(images, out, masks)
-    for line in lines:
-        _say(line)
-    if not jobs:
-        raise fail("IMAGES: no images found")
-    metrics = None if masks is None else your_model.StreamingMetrics()
-    work = your_model.score_files(saved, jobs, out, batch, overlay, fresh, metrics)
-    _finish_scores(work, jobs, len(lines), out, metrics)
+    Photographs are turned upright, transparent pixels stand on grey 128, of several pictures in a file the first counts.
+    """
+    from densegen.course import scoring
 
-# %% ../../nbs/92_cli.ipynb #3240d102
-def _finish_scores(work, jobs, failed: int, out: Path, metrics) -> None:
-    "Do the work, sum it up, leave with the right exit code."
-    began = time.monotonic()
-    try:
-        states = _score_all(work, len(jobs))
-    except KeyboardInterrupt:
-        _say("interrupted; the same command goes on from here")
-        raise typer.Exit(130) from None
-    except OSError as error:
-        raise fail(f"--out {out}: {error.strerror}; the same command goes on from here", 1) from None
-    except torch.OutOfMemoryError:
-        raise fail("--batch: the device has too little memory for so many tiles; take fewer", 1) from None
-    failed += states["failed"]
-    took = time.monotonic() - began
-    console.print(f"{states['scored']} scored, {states['kept']} kept, {failed} failed in {took:.1f} s", highlight=False)
-    if metrics is not None:
-        _show_metrics(metrics)
-    if failed:
-        raise typer.Exit(1)
+    wanted = scoring.Request(images, model, out, masks, batch, threshold, overlay, device, fresh, trust)
+    raise typer.Exit(scoring.score_request(wanted, console, errors))
 
 # %% ../../nbs/92_cli.ipynb #b9ea203c
 def main() -> None:
