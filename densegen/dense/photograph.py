@@ -18,9 +18,9 @@ from PIL import Image, ImageOps
 from .detector_file import read_file
 from .streets import BadFile
 
-# %% ../../nbs/62_photograph.ipynb #94f51763
+# %% ../../nbs/62_photograph.ipynb #ad395cc7
 GROUND = 128  # grey under transparent pixels
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF")  # what Pillow may try: others start programs
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # what Pillow may try: others start programs
 _MOST_BYTES = 2**30  # of an image file
 
 # %% ../../nbs/62_photograph.ipynb #7939d96a

@@ -5,19 +5,16 @@
 # %% auto #0
 __all__ = ['read_file', 'all_messages', 'check_graph']
 
-# %% ../../nbs/60_safe_graph.ipynb #4f1e8f32
+# %% ../../nbs/60_safe_graph.ipynb #519c08e8
 import errno
 import functools
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 # %% ../../nbs/60_safe_graph.ipynb #aa550df8
 def read_file(
@@ -78,10 +75,10 @@ def _count_fields(data: bytes, kind) -> None:
             if fields < 0 or text < 0:
                 raise ValueError(f"more than {_MOST_FIELDS} fields or {_MOST_TEXT} bytes beside the weights")
 
-# %% ../../nbs/60_safe_graph.ipynb #00b4d76e
+# %% ../../nbs/60_safe_graph.ipynb #a681dc7b
 def all_messages(
-    message: "Message",  # of Protocol Buffers
-) -> Iterator:
+    message: Any,  # of Protocol Buffers
+) -> Iterator[Any]:
     "A message and all that it holds, at any depth."
     todo = [message]
     while todo:
@@ -119,8 +116,8 @@ def _port(value) -> tuple[str, int, list]:
     sizes = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim]
     return value.name, kind.elem_type, sizes
 
-# %% ../../nbs/60_safe_graph.ipynb #8ad874c1
-def _check_ports(model: "ModelProto", height: int, width: int) -> None:
+# %% ../../nbs/60_safe_graph.ipynb #e70f57f1
+def _check_ports(model, height: int, width: int) -> None:
     from onnx import TensorProto
 
     expected = [("images", TensorProto.UINT8, [3, height, width]), ("scores", TensorProto.FLOAT, [height, width])]
