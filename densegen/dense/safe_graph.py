@@ -128,7 +128,7 @@ def _check_ports(model, height: int, width: int) -> None:
             type_of = TensorProto.DataType.Name(kind).lower()
             raise ValueError(f"expected {name} {type_of} {['any number', *sizes]} and nothing beside it; got {got}")
 
-# %% ../../nbs/60_safe_graph.ipynb #fdf46538
+# %% ../../nbs/60_safe_graph.ipynb #4eb4fc5e
 def check_graph(
     data: bytes,  # of a file
     note: str,  # the one key that its metadata must have
@@ -145,8 +145,8 @@ def check_graph(
         raise ValueError(f"expected ONNX's own operators and one note, {note!r}; got other ones")
     for message in all_messages(model):
         _check_message(message)
-    onnx.checker.check_model(model, full_check=True)
     sizes = _port(model.graph.input[0])[2] if model.graph.input else []
     height, width = sizes[2:] if len(sizes) == 4 and all(type(s) is int for s in sizes[2:]) else (0, 0)
     _check_ports(model, height, width)
+    onnx.checker.check_model(model, full_check=True)
     return model.metadata_props[0].value, (height, width)
