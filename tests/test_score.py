@@ -221,9 +221,10 @@ HOSTILE = {
     "input of three sizes": (graph(images=("n", 32, 48)), "images uint8"),
     "scores for each class": (graph(scores=("n", 5, 32, 48)), "scores"),
     "scores of doubles": (graph(kinds=(2, 11)), "scores"),
-    "scores of another shape than promised": (graph([helper.make_node("ReduceMean", ["f"], ["scores"], keepdims=0)]), "scores"),
+    "scores of another rank": (graph([helper.make_node("ReduceMean", ["f"], ["scores"], keepdims=0)]), "rank"),
+    "scores of another shape than promised": (graph([helper.make_node("Squeeze", ["f"], ["scores"])]), "scores: expected float32"),
     "terabytes of ones": (plus("ConstantOfShape", "n", weights=[("n", np.array([10**12]))]), "memory"),
-    "terabytes by repetition": (plus("Tile", "one", "n", weights=[("one", np.ones(9, np.float32)), ("n", np.array([10**11]))]), "memory"),
+    "terabytes by repetition": (plus("Tile", "one", "n", weights=[("one", np.ones(9, np.float32)), ("n", np.array([10**11]))]), "bytes"),
     "a bomb of small messages": (b"\x3a\x80\x89\x7a" + b"\x0a\x00" * 10**6, "fields"),
     "a bomb of numbers": (b"\x3a\x89\x80\x80\x28\x2a\x84\x80\x80\x28\x22" + b"\xff\xff\xff\x27" + bytes(2**26 + 10), "field"),
     "a bomb of depth": (b"\x3a" * 1000, "no message"),
@@ -354,11 +355,10 @@ def test_unknown_devices_get_the_list_of_known_ones(device, shell, file, tmp_pat
 
     if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("cuda is known here")
-    told = refused_device = None
     picture(tmp_path / "photos" / "a.png")
-    refused_device = shell(tmp_path / "photos", "--model", file, "--out", tmp_path / "out", "--device", device)
-    (told,) = lines(refused_device)
-    assert refused_device.exit_code == 2 and "--device: expected one that is here (cpu" in told and device in told
+    result = shell(tmp_path / "photos", "--model", file, "--out", tmp_path / "out", "--device", device)
+    (told,) = lines(result)
+    assert result.exit_code == 2 and "--device: expected one that is here (cpu" in told and device in told
 
 
 def test_without_the_runtime_a_line_says_how_to_get_it(shell, file, tmp_path, monkeypatch):
@@ -469,14 +469,14 @@ def test_what_is_no_image_costs_one_line_and_never_hangs(shell, file, tmp_path):
 
 
 def test_names_are_no_markup(shell, file, tmp_path):
-    for name in ("[red]a[/x].png", "b[/].png"):
+    for name in ("[red]a[bold].png", "b[x.png"):
         picture(tmp_path / "[/bold]" / name)
-    (tmp_path / "[/bold]" / "c[/y].png").write_text("no image")
+    (tmp_path / "[/bold]" / "c[red].png").write_text("no image")
     (tmp_path / "[/bold]" / "d\n\x1b[31m.png").write_text("no image")
-    (tmp_path / "[/bold]" / "[/z].txt").write_text("other")
+    (tmp_path / "[/bold]" / "[z].txt").write_text("other")
     result = shell(tmp_path / "[/bold]", "--model", file, "--out", tmp_path / "[/bold]" / "[out]")
     assert result.exit_code == 1 and "2 scored, 0 kept, 2 failed" in result.stdout
-    assert "[/bold]/c[/y].png: " in result.stderr and "[/z].txt" in result.stderr and "\x1b" not in result.stderr
+    assert "[/bold]/c[red].png: " in result.stderr and "[z].txt" in result.stderr and "\x1b" not in result.stderr
     for words in (["--model", "[/x].onnx"], ["--model", file, "--masks", "[/m]"], ["--model", file, "--device", "[/d]"]):
         result = shell(tmp_path / "[/bold]", "--out", tmp_path / "o", *words)
         assert result.exit_code == 2 and words[-1] in lines(result)[0]
@@ -527,11 +527,11 @@ def test_what_pillow_converts_is_read(mode, ending, tmp_path):
     plain = Image.fromarray(np.full((40, 40, 3), 200, np.uint8))
     plain.convert(mode).save(tmp_path / f"a.{ending}")
     pixels = read_photo(tmp_path / f"a.{ending}").pixels
-    assert pixels.shape == (40, 40, 3) and (mode == "1" or abs(pixels.astype(int) - 200).max() <= 4)
+    assert pixels.shape == (40, 40, 3) and (mode in "1P" or abs(pixels.astype(int) - 200).max() <= 4)
 
 
 def test_the_first_of_many_is_scored_and_said(shell, file, tmp_path):
-    frames = [Image.fromarray(np.full((40, 60, 3), v, np.uint8)) for v in (10, 200, 200)]
+    frames = [Image.fromarray(np.full((40, 60, 3), v, np.uint8)) for v in (10, 200, 100)]
     for name in ("a.png", "b.webp", "c.tif"):
         (tmp_path / "photos").mkdir(exist_ok=True)
         frames[0].save(tmp_path / "photos" / name, save_all=True, append_images=frames[1:], **({"lossless": True} if "webp" in name else {}))

@@ -384,7 +384,8 @@ def score(
 ) -> None:
     """Anomaly scores and heat maps of photographs of any size, by a detector from a file.
 
-    Photographs are turned upright, transparent pixels stand on grey 128, of several pictures in a file the first counts.
+    Photographs are turned upright, transparent pixels stand on grey 128, of several pictures in a file the first
+    counts.
     """
     from densegen.course import scoring
 

@@ -38,12 +38,11 @@ class _Scorer(nn.Module):
     def forward(self, images):
         return self.detector.anomaly_score(images).float()
 
-# %% ../../nbs/61_detector_file.ipynb #d7123c38
+# %% ../../nbs/61_detector_file.ipynb #47449567
 def _reason(error: Exception) -> str:
     "The first line of an error that says something."
-    lines = [line.strip() for line in str(error).splitlines()]
-    named = [line for line in lines if "No ONNX function" in line or "No decompositions" in line]
-    return (named or [line for line in lines if line] or [type(error).__name__])[0][:300]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "No ONNX function" in line), lines[0])[:300]
 
 # %% ../../nbs/61_detector_file.ipynb #299b28c5
 def export_detector(
@@ -76,17 +75,16 @@ def _as_onnx(program: torch.export.ExportedProgram, note: str) -> bytes:
     model.metadata_props.add(key=_NOTE, value=note)
     return model.SerializeToString()
 
-# %% ../../nbs/61_detector_file.ipynb #80eadb00
+# %% ../../nbs/61_detector_file.ipynb #b057b1de
 def _as_pt2(program: torch.export.ExportedProgram, note: str) -> bytes:
-    program.example_inputs = None  # would be a pickle
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={_NOTE: note})
     return buffer.getvalue()
 
-# %% ../../nbs/61_detector_file.ipynb #99f60a88
+# %% ../../nbs/61_detector_file.ipynb #ab7960c1
 LARGEST = 8192  # pixels, a side of a tile
 
-
+# %% ../../nbs/61_detector_file.ipynb #1266e67c
 def _whole(value, low: int, high: float) -> bool:
     return type(value) is int and low <= value <= high
 
@@ -98,7 +96,7 @@ def _check_tile(tile, overlap) -> None:
         raise ValueError(f"tile, overlap: expected two sides from 16 to {LARGEST} and an overlap of at most half the "
                          f"shorter one; got {str(tile)[:80]}, {str(overlap)[:80]}")
 
-# %% ../../nbs/61_detector_file.ipynb #101af625
+# %% ../../nbs/61_detector_file.ipynb #fabebd60
 def _read_note(text: str) -> tuple[tuple[int, int], int, Calibration | None]:
     "Tile, overlap and calibration."
     note = json.loads(text[:10_000])
@@ -106,8 +104,8 @@ def _read_note(text: str) -> tuple[tuple[int, int], int, Calibration | None]:
     known = note["calibration"]
     if known is not None:
         shares = [known[name] for name in ("threshold", "rate", "centre")]
-        numbers = all(type(v) in (int, float) and math.isfinite(v) for v in shares) and _whole(known["pixels"], 0, 2**63)
-        if not (numbers and set(known) == set(Calibration._fields)):
+        finite = all(type(v) in (int, float) and math.isfinite(v) for v in shares)
+        if not (finite and _whole(known["pixels"], 0, 2**63) and set(known) == set(Calibration._fields)):
             raise ValueError(f"calibration: expected finite numbers {Calibration._fields}; got {str(known)[:200]}")
         known = Calibration(**known)
     return tuple(note["tile"]), note["overlap"], known
@@ -158,11 +156,11 @@ class SavedDetector(NamedTuple):
     calibration: Calibration | None
     digest: str  # SHA-256 of the file
 
-# %% ../../nbs/61_detector_file.ipynb #1e49e1c8
+# %% ../../nbs/61_detector_file.ipynb #d19549f6
 _NOTE = "densegen"
 _MOST_BYTES = 2**31 - 1  # of a file, as Protocol Buffers allow
 
-
+# %% ../../nbs/61_detector_file.ipynb #a1378fbf
 def _from_onnx(data: bytes, device: str) -> tuple[Callable, tuple]:
     "Score and note of a file that is not trusted."
     text, size = check_graph(data, _NOTE)
@@ -185,11 +183,11 @@ def _from_pt2(data: bytes, device: str) -> tuple[Callable, tuple]:
 
     return score, _read_note(extra[_NOTE])
 
-# %% ../../nbs/61_detector_file.ipynb #95e07f23
+# %% ../../nbs/61_detector_file.ipynb #820f0c2f
 class _NoDevice(ValueError):
     "Not the file is to blame."
 
-
+# %% ../../nbs/61_detector_file.ipynb #0c7d0388
 def _device(name: str, exported: bool) -> str:
     "The device to use; `ValueError` with those that are here."
     if exported:
@@ -204,19 +202,20 @@ def _device(name: str, exported: bool) -> str:
         raise _NoDevice(f"device: expected one that is here ({', '.join(known)}) or auto; got {name[:80]!r}")
     return known[-1] if name == "auto" else name
 
-# %% ../../nbs/61_detector_file.ipynb #69c8c8ea
+# %% ../../nbs/61_detector_file.ipynb #f1a45fdc
 def _trial(score: Callable[[Tensor], Tensor], tile: tuple[int, int], count: int = 2) -> tuple[Tensor, Tensor]:
     "Random images and their scores; `ValueError` for a wrong shape and for what is no number."
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, *tile), dtype=torch.uint8, generator=generator)
     scores = score(images)
     if scores.shape != images[:, 0].shape or scores.dtype != torch.float32:
-        raise ValueError(f"scores: expected float32 {list(images[:, 0].shape)}; got {scores.dtype} {list(scores.shape)}")
+        got = f"{scores.dtype} {list(scores.shape)}"
+        raise ValueError(f"scores: expected float32 {list(images[:, 0].shape)}; got {got}")
     if not scores.isfinite().all():
         raise ValueError("scores: expected finite numbers for an image of noise; got NaN or infinity")
     return images, scores
 
-# %% ../../nbs/61_detector_file.ipynb #53a2283a
+# %% ../../nbs/61_detector_file.ipynb #407b39a2
 def load_detector(
     path: Path,  # as `save_detector` wrote it
     device: torch.device | str = "cpu",  # where it runs: "cpu", "cuda", "cuda:1", "auto"
@@ -230,19 +229,20 @@ def load_detector(
     data = read_file(path, _MOST_BYTES)
     exported = data[:2] == b"PK"
     if exported and not trust:
-        raise ValueError(f"{path}: expected a detector in ONNX; got an archive (.pt2), which can run any command when it "
-                         "is read. Ask for the .onnx file, or trust it (--trust) if you wrote it yourself")
+        raise ValueError(f"{path}: expected a detector in ONNX; got an archive (.pt2), which can run any command when "
+                         "it is read. Ask for the .onnx file, or trust it (--trust) if you wrote it yourself")
     try:
         device = _device(str(device), exported)
         score, note = (_from_pt2 if exported else _from_onnx)(data, device)
         _trial(score, note[0])
     except ImportError as error:
-        raise ImportError(f"densegen score: expected onnx and onnxruntime (pip install 'densegen[score]'); {error}") from error
+        need = "onnx and onnxruntime (pip install 'densegen[score]')"
+        raise ImportError(f"densegen score: expected {need}; {error}") from error
     except _NoDevice:
         raise
     except Exception as error:  # a damaged file fails anywhere
-        reason = _reason(error) if isinstance(error, (ValueError, MemoryError)) else f"{type(error).__name__}: {_reason(error)}"
-        raise ValueError(f"{path}: expected a file written by `save_detector`; {reason}") from error
+        kind = "" if isinstance(error, (ValueError, MemoryError)) else f"{type(error).__name__}: "
+        raise ValueError(f"{path}: expected a file written by `save_detector`; {kind}{_reason(error)}") from error
     return SavedDetector(score, *note, hashlib.sha256(data).hexdigest())
 
 # %% ../../nbs/61_detector_file.ipynb #ba196d45

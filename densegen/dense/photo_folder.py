@@ -28,11 +28,11 @@ from .streets import BadFile, read_mask
 from .your_model import Calibration, heat_map, score_images
 from ..workbench.run import write_atomic
 
-# %% ../../nbs/63_photo_folder.ipynb #32a0feb6
+# %% ../../nbs/63_photo_folder.ipynb #88da20ef
 HEAT = "_heat.png"
 _SIGNED = "densegen score 2"  # grows when images are read in another way
 
-
+# %% ../../nbs/63_photo_folder.ipynb #c9003751
 def _head(path: Path) -> bytes:
     "The first bytes of a regular file; none of anything else."
     try:
@@ -72,7 +72,7 @@ class Job(NamedTuple):
     name: str  # of its results, without ending; folders with "/"
     mask: Path | None = None
 
-# %% ../../nbs/63_photo_folder.ipynb #3ccb0ac2
+# %% ../../nbs/63_photo_folder.ipynb #5d02182e
 class Found(NamedTuple):
     "What is in the files and folders that were named."
     jobs: list[Job]  # to score
@@ -81,7 +81,7 @@ class Found(NamedTuple):
 
     def skipped_line(self) -> str:
         "What was skipped: how many of which kind, and the first names; empty if nothing was."
-        kinds = Counter("linked folder" if path.is_dir() else path.suffix.lower() or "no ending" for path in self.skipped)
+        kinds = Counter("linked folder" if p.is_dir() else p.suffix.lower() or "no ending" for p in self.skipped)
         names = ", ".join(path.name for path in self.skipped[:5]) + (", ..." if len(self.skipped) > 5 else "")
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         return f"{len(self.skipped)} skipped, not one of {' '.join(ENDINGS)}: {counts} ({names})" if kinds else ""
