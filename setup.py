@@ -26,7 +26,8 @@ setup(
     package_data={"densegen": ["assets/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
-        "dev": cfg["dev_requirements"].split(),
+        "dev": cfg["dev_requirements"].split() + cfg["score_requirements"].split(),
+        "score": cfg["score_requirements"].split(),
         "peers": cfg["peer_requirements"].split(),
     },
     entry_points={
