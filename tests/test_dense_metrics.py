@@ -279,3 +279,13 @@ def noisy_scores(n):
     scores = torch.randn(n, 24, 32, generator=generator) + 1.5 * anomaly
     anomaly[:, :2] = 255
     return scores, anomaly
+
+
+def test_counts_reach_the_rate_exactly():
+    "19 of 20 anomalies are 95 %: the twentieth, below all ordinary pixels, is not needed."
+    counts = torch.tensor([[[0, 19], [7, 0], [0, 1]]])  # one image, three bins: ordinary and anomalous pixels
+    assert from_counts(counts).fpr_at_tpr == 0.0
+
+
+def test_rows_of_the_confusion_are_labels_and_columns_predictions():
+    assert confusion(torch.tensor([2, 2, 1]), torch.tensor([0, 0, 1]), 3).tolist() == [[0, 0, 2], [0, 1, 0], [0, 0, 0]]

@@ -145,3 +145,11 @@ def test_any_model_under_the_contract(images):
 
     detector = EmbeddingDensity(Foreign(), (0,), dim=5).fit(images, steps=3)
     assert detector.anomaly_score(images).shape == (3, 32, 48)
+
+
+def test_a_layer_scores_its_average_minus_the_log_density(model, images):
+    detector = EmbeddingDensity(model, (2,), dim=4).fit(images, steps=3)
+    maps = model(images).features[2]
+    log_prob = detector.densities[0].log_prob(maps.permute(0, 2, 3, 1).flatten(0, 2)).unflatten(0, (3, *maps.shape[2:]))
+    expected = nn.functional.interpolate((detector.average[0] - log_prob)[:, None], (32, 48), mode="bilinear")
+    assert torch.allclose(detector.layer_scores(images), expected, atol=1e-4)
