@@ -270,14 +270,6 @@ def test_convolutional_energies_take_images():
     assert conv_energy_net(3, 16, 4, outputs=10)(x).shape == (2, 10)
 
 
-def test_the_penalty_is_on_both_sides():
-    data, dreams, model = torch.full((4, 2), 1.0), torch.full((4, 2), -2.0), EnergyModel(energy_net(2, 8))
-    objective = ContrastiveDivergence(Langevin(0.1), 1, penalty=0.5)
-    objective.samples = lambda model, x: dreams
-    squares = [model.energy(x).square().mean().item() for x in (data, dreams)]
-    assert objective(model, data)["penalty"].item() == pytest.approx(0.5 * sum(squares), rel=1e-5)
-
-
 def test_the_path_to_a_machine_begins_at_coins_with_their_bias():
     rbm, bias = machine(5, 4), torch.tensor([2.0, -1.0, 0.5, 3.0, -2.0], dtype=torch.float64)
     path, log_z = rbm_path(rbm, bias, 10)

@@ -311,17 +311,6 @@ def test_buffer_is_saved_with_the_model():
     assert model.double()["buffer"].draw(3)[0].dtype == torch.float64
 
 
-def test_mala_moves_like_langevin_and_adds_the_decision():
-    "The same random numbers, the same step: where a proposal is taken, it is Langevin's."
-    energy, x = Gaussian(2).energy, torch.randn(50, 2)
-    draw = lambda sampler: sampler.sample(energy, x, 1, torch.Generator().manual_seed(3), trace=True)
-    adjusted, plain = draw(MALA(0.2)), draw(Langevin(0.2))
-    taken = adjusted.accepted[0]
-    assert 25 < taken.sum() < 50 and plain.accepted.all()
-    assert torch.allclose(adjusted.states[0][taken], plain.states[0][taken], atol=1e-6)
-    assert torch.equal(adjusted.states[0][~taken], x[~taken])
-
-
 def test_langevin_knows_the_temperature_that_it_samples():
     "Of a standard normal at temperature T the variance is T."
     assert Langevin(0.3).temperature == pytest.approx(1)
