@@ -545,6 +545,10 @@ WORKBENCH = [
     _mutant("threshold", "nan-passes", "workbench/training",
             "if not abs(loss) <= loop.limit:", "if abs(loss) > loop.limit:",
             "training.py::test_bad_numbers_in_the_batch_are_blamed_on_the_data"),
+    _mutant("format", "no-autocast", "workbench/training",
+            "        return self.model.loss(batch)",
+            '        with torch.autocast("cpu", enabled=False):\n            return self.model.loss(batch)',
+            "training.py::test_number_formats_are_used[bf16-mixed]"),
     _mutant("interval", "spread-by-n", "workbench/compare",
             "m.var(ddof=1)", "m.var(ddof=0)", "compare.py::test_three_seeds_are_judged_by_the_spread_with_n_minus_1"),
     _mutant("interval", "one-sided", "workbench/compare",
@@ -599,9 +603,46 @@ COURSE = [
             "runner.py::test_the_key_changes_with_all_that_decides[module moved]"),
     _mutant("key", "threads", "course/key",
             "_threads(threads), _data", "_data", "runner.py::test_the_key_changes_with_parameters_and_threads"),
+    _mutant("own", "no-folder-lock", "course/processes",
+            "return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "return None",
+            "runner.py::test_a_folder_has_one_run_at_a_time"),
+    _mutant("resume", "other-checkpoint", "course/runner",
+            'mark.read_text(errors="replace") == key', "True",
+            "runner.py::test_checkpoints_of_other_sources_are_not_used"),
 ]
 
-MUTANTS = [*FLOWS, *ENERGY, *ANOMALY, *DENSE, *WORKBENCH, *COURSE]
+SCORE = [
+    _mutant("trust", "archives-trusted", "dense/detector_file",
+            "if exported and not trust:", "if False:", "score.py::test_a_file_that_wants_to_run_code_does_not"),
+    _mutant("trust", "weights-elsewhere", "dense/safe_graph",
+            "if message.external_data or message.data_location == TensorProto.EXTERNAL:", "if False:",
+            "score.py::test_hostile_and_broken_graphs_cost_one_line[a constant elsewhere]"),
+    _mutant("trust", "loops", "dense/safe_graph",
+            " or message.op_type in _LOOPS):", "):", "score.py::test_hostile_and_broken_graphs_cost_one_line[a loop]"),
+    _mutant("trust", "functions", "dense/safe_graph",
+            '"FunctionProto": "functions", ', "", "score.py::test_hostile_and_broken_graphs_cost_one_line[a function]"),
+    _mutant("trust", "nan-weights", "dense/safe_graph",
+            "if small and np.isnan(", "if False and np.isnan(",
+            "score.py::test_hostile_and_broken_graphs_cost_one_line[NaN]"),
+    _mutant("trust", "bomb", "dense/safe_graph",
+            "    _count_fields(data, onnx.ModelProto.DESCRIPTOR)\n", "",
+            "score.py::test_a_bomb_is_refused_before_it_is_parsed"),
+    _mutant("tiles", "overlap-bound", "dense/detector_file",
+            "_whole(overlap, 0, min(tile) // 2)", "_whole(overlap, 0, min(tile))",
+            "score.py::test_senseless_tiles_are_not_written"),
+    _mutant("trust", "calibration-of-nan", "dense/detector_file",
+            " and math.isfinite(v) for v", " for v", "score.py::test_the_note_is_not_trusted"),
+    _mutant("axis", "orientation", "dense/photograph",
+            "picture = ImageOps.exif_transpose(picture)", "picture.load()",
+            "score.py::test_a_picture_on_its_side_is_turned"),
+    _mutant("view", "transparency", "dense/photograph",
+            "(GROUND, GROUND, GROUND, 255)", "(0, 0, 0, 255)", "score.py::test_transparent_pixels_stand_on_grey"),
+    _mutant("own", "written-over", "dense/photo_folder",
+            "if os.path.lexists(path) and not is_result(path):", "if False:",
+            "score.py::test_files_of_the_user_are_not_written_over"),
+]
+
+MUTANTS = [*FLOWS, *ENERGY, *ANOMALY, *DENSE, *WORKBENCH, *COURSE, *SCORE]
 
 
 def _node(name: str) -> str:
