@@ -13,7 +13,7 @@ ifneq ($(BESIDE),)
 export DENSEGEN_DATA ?= $(BESIDE)
 endif
 
-.PHONY: help course test quick lab site export bench clean
+.PHONY: help course test quick lab site export mutants bench clean
 .DEFAULT_GOAL := help
 
 help: ## print the targets
@@ -46,6 +46,9 @@ export: $(READY) ## write densegen/*.py and README.md from the notebooks, clean 
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/densegen readme
+
+mutants: $(READY) ## test the tests: break the package in small ways, each of which a test must notice
+	$(BIN)/python tests/mutants.py
 
 bench: $(READY) ## time flows, samplers and metrics beside their peers and limits
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'

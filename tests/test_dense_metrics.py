@@ -462,3 +462,11 @@ def test_a_score_on_the_edge_of_a_bin_belongs_to_the_upper_one():
 
 def test_the_number_after_the_last_class_is_not_judged():
     assert confusion(torch.tensor([0, 0, 3]), torch.tensor([0, 4, 3]), 4).sum() == 2
+def test_counts_reach_the_rate_exactly():
+    "19 of 20 anomalies are 95 %: the twentieth, below all ordinary pixels, is not needed."
+    counts = torch.tensor([[[0, 19], [7, 0], [0, 1]]])  # one image, three bins: ordinary and anomalous pixels
+    assert from_counts(counts).fpr_at_tpr == 0.0
+
+
+def test_rows_of_the_confusion_are_labels_and_columns_predictions():
+    assert confusion(torch.tensor([2, 2, 1]), torch.tensor([0, 0, 1]), 3).tolist() == [[0, 0, 2], [0, 1, 0], [0, 0, 0]]

@@ -176,3 +176,9 @@ def test_masked_classes_and_broken_pixels_in_a_map(kind):
     assert torch.autograd.grad(score.sum(), f)[0].isfinite().all() and score.isfinite().all()
     broken = logit_score(f.detach().index_fill(3, torch.tensor(2), torch.nan), kind)
     assert broken.isnan().any(1)[0].tolist() == [False, False, True, False]
+def test_a_layer_scores_its_average_minus_the_log_density(model, images):
+    detector = EmbeddingDensity(model, (2,), dim=4).fit(images, steps=3)
+    maps = model(images).features[2]
+    log_prob = detector.densities[0].log_prob(maps.permute(0, 2, 3, 1).flatten(0, 2)).unflatten(0, (3, *maps.shape[2:]))
+    expected = nn.functional.interpolate((detector.average[0] - log_prob)[:, None], (32, 48), mode="bilinear")
+    assert torch.allclose(detector.layer_scores(images), expected, atol=1e-4)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import randomized
 
-from densegen.flows.bijections import Compose, StandardNormal, reference_ladj
+from densegen.flows.bijections import Compose, StandardNormal, StandardUniform, reference_ladj
 from densegen.flows.coupling import ImageCoupling, Spline
 from densegen.flows.dequantization import (
     ImageFlow,
@@ -339,3 +339,47 @@ def test_actnorm_divides_by_the_deviation_in_half_precision():
     norm.initialize(x)
     z = norm(x)[0]
     assert abs(z.std() - 1) < 0.02
+class Shy(torch.nn.Module):
+    "Noise in the middle tenth of each cube: its density is 10 for each component."
+
+    def forward(self, v, grey_levels, generator=None):
+        u = 0.45 + 0.1 * torch.rand(v.shape, generator=generator)
+        return (v + u) / grey_levels, torch.full((len(v),), v[0].numel() * math.log(10))
+
+
+def test_the_density_of_the_noise_is_taken_off():
+    "Under a uniform density each component costs log2 of the levels, and log2 of 10 more for the choice of the noise."
+    flow = ImageFlow(Compose(), StandardUniform((1, 2, 2)), grey_levels=8, noise=Shy())
+    v = torch.randint(0, 8, (5, 1, 2, 2))
+    assert flow.bits_per_dim(v).tolist() == pytest.approx([3 + math.log2(10)] * 5, abs=1e-5)
+    assert flow.bits_per_dim(v, samples=3).tolist() == pytest.approx([3 + math.log2(10)] * 5, abs=1e-5)
+
+
+def test_the_loss_with_labels_takes_the_noise_off_and_weighs_the_classes():
+    shy = randomized(little(classes=3, classification=0.25, noise=Shy()), 0.1)
+    shy.base.mean.data = torch.randn(3, 1, 4, 4)
+    v, labels = torch.randint(0, 4, (16, 1, 4, 4)), torch.randint(0, 3, (16,))
+    torch.manual_seed(1)
+    terms = shy.loss((v, labels))
+    torch.manual_seed(1)
+    x, log_q = shy.noise(v, 4)
+    log_prob = torch.stack([shy.log_prob(x, torch.full((16,), k)) for k in range(3)], 1)
+    given = log_prob.gather(1, labels[:, None]).squeeze(1)
+    assert terms["bits"].item() == pytest.approx(bits_per_dim(given - log_q, 16, 4).mean().item(), rel=1e-5)
+    cross_entropy = (log_prob.logsumexp(1) - given).mean().item()
+    assert terms["classification"].item() == pytest.approx(0.25 * cross_entropy, rel=1e-4)
+
+
+def test_samples_have_the_class_that_is_asked_for():
+    glow = little(classes=3).eval()
+    glow.base.mean.data += torch.tensor([-9.0, 0.0, 9.0]).view(3, 1, 1, 1)
+    labels = torch.tensor([2, 0, 1, 2, 2, 0, 1])
+    assert glow.class_log_prob(glow.sample(7, labels)).argmax(1).equal(labels)
+    assert len(glow.class_log_prob(glow.sample(60)).argmax(1).unique()) == 3
+
+
+def test_actnorm_starts_with_mean_zero_and_deviation_one():
+    norm, x = ActNorm(2), 5 + 3 * torch.randn(64, 2, 4, 4)
+    norm.initialize(x)
+    z = norm(x)[0]
+    assert z.mean((0, 2, 3)).abs().max() < 1e-4 and (z.std((0, 2, 3)) - 1).abs().max() < 1e-4

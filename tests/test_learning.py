@@ -280,3 +280,12 @@ def test_convolutional_energies_take_images():
     x = torch.randn(2, 3, 16, 16)
     assert EnergyModel(conv_energy_net(3, 16, 4), bowl=None).energy(x).shape == (2,)
     assert conv_energy_net(3, 16, 4, outputs=10)(x).shape == (2, 10)
+
+
+def test_the_path_to_a_machine_begins_at_coins_with_their_bias():
+    rbm, bias = machine(5, 4), torch.tensor([2.0, -1.0, 0.5, 3.0, -2.0], dtype=torch.float64)
+    path, log_z = rbm_path(rbm, bias, 10)
+    assert torch.allclose(path[0].log_partition(), log_z, atol=1e-4)
+    shares = path[0].log_prob(binary_states(5)).exp() @ binary_states(5)
+    assert torch.allclose(shares, bias.sigmoid(), atol=1e-6)
+    assert torch.allclose(path[-1].log_partition(), rbm.log_partition(), atol=1e-6)

@@ -296,3 +296,10 @@ def test_a_judge_knows_that_pixels_of_an_image_are_no_independent_draws():
     scores = labels * torch.tensor([1.0, -1.0]).repeat_interleave(20)[:, None] + 0.1 * torch.randn(40, 100)
     low, high = judge(scores, labels)["AUROC 95 %"]
     assert high - low > 0.2
+
+
+def test_a_stream_reaches_the_rate_exactly():
+    "19 of 20 anomalies are 95 %: the twentieth, below all inliers, is not needed."
+    scores, labels = torch.tensor([2.0] * 19 + [0.0] + [1.0] * 10), torch.arange(30) < 20
+    stream = StreamingMetrics().update(scores, labels)
+    assert stream.compute().fpr_at_tpr == 0.0 and stream.compute(tpr=0.96).fpr_at_tpr == 1.0

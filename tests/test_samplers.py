@@ -440,3 +440,11 @@ def test_tempered_chains_trade_places_by_the_product_of_differences():
     assert abs((x == 1).double().mean() - math.exp(-0.75)) < 0.015
     x, _, _ = tempered.step(energy, cold + 2, hot, torch.Generator().manual_seed(0))
     assert (x == 1).all()
+def test_langevin_knows_the_temperature_that_it_samples():
+    "Of a standard normal at temperature T the variance is T."
+    assert Langevin(0.3).temperature == pytest.approx(1)
+    sampler = Langevin(0.01, noise=0.2)
+    assert sampler.temperature == pytest.approx(2)
+    energy = lambda x: 0.5 * x.square().sum(1)
+    x = sampler.sample(energy, 1.4 * torch.randn(4000, 2), 400, torch.Generator().manual_seed(0))
+    assert x.var().item() == pytest.approx(sampler.temperature, rel=0.08)

@@ -297,3 +297,11 @@ def test_imports_torch_alone(module):
     script = f"import sys, densegen.anomaly.{module}; print([m for m in {banned} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert out.stdout.strip() == "[]"
+
+
+def test_densities_rank_the_unlikely_as_anomalous():
+    inliers, strange = torch.randn(300, 4), 6 + torch.randn(50, 4)
+    everything = GaussianImages(torch.cat([inliers, strange]))
+    detectors = [DensityScore(GaussianImages(inliers)), LikelihoodRatio(GaussianImages(inliers), everything)]
+    for detector in detectors:
+        assert detector.anomaly_score(strange).min() > detector.anomaly_score(inliers).max()

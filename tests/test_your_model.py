@@ -439,3 +439,18 @@ def test_killed_in_the_middle_a_second_run_finishes_and_leaves_no_half_file(shel
     second = shell(*words[1:])
     assert second.exit_code == 0 and f"{60 - done} scored, {done} kept, 0 failed" in second.stdout
     assert sorted(p.suffix for p in out.iterdir()) == [".npz"] * 60 + [".png"] * 60
+
+
+def test_the_note_in_the_file_is_plain_json(file):
+    with zipfile.ZipFile(file) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith("densegen.json")]
+        note = json.loads(archive.read(name))
+    assert note == {"tile": [32, 48], "overlap": 12,
+                    "calibration": {"threshold": 0.2, "rate": 0.1, "centre": 0.0, "pixels": 9}}
+
+
+def test_an_image_smaller_than_a_tile_goes_on_in_its_mirror():
+    "The pixel at the border is repeated: columns 0 1 2 are continued as 2 1 0."
+    seen, image = [], noise(5, 3)
+    (result,) = score_images(lambda x: seen.append(x) or x.float().mean(1), [image], (5, 7), 0)
+    assert torch.equal(seen[0][0], image[:, :, [0, 1, 2, 2, 1, 0, 0]]) and result.shape == (5, 3)
