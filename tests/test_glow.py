@@ -21,7 +21,7 @@ from densegen.flows.dequantization import (
     level_map,
     multiscale,
 )
-from densegen.flows.glow import ActNorm, Glow, GlowSteps, InvertibleConv
+from densegen.flows.glow import ActNorm, ClassNormal, Glow, GlowSteps, InvertibleConv
 
 
 def little(**options) -> Glow:
@@ -383,3 +383,11 @@ def test_actnorm_starts_with_mean_zero_and_deviation_one():
     norm.initialize(x)
     z = norm(x)[0]
     assert z.mean((0, 2, 3)).abs().max() < 1e-4 and (z.std((0, 2, 3)) - 1).abs().max() < 1e-4
+
+
+def test_a_class_is_a_gaussian_around_its_mean():
+    base = ClassNormal((1, 2, 2), 3).double()
+    torch.nn.init.normal_(base.mean, std=2.0)
+    z = 2 * torch.randn(5, 1, 2, 2, dtype=torch.float64)
+    by_class = torch.stack([StandardNormal((1, 2, 2)).log_prob(z - mean) for mean in base.mean], 1)
+    assert torch.allclose(base.by_class(z), by_class)

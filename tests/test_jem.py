@@ -189,3 +189,11 @@ def test_densities_of_a_half_precision_classifier_are_float32(model):
     narrow, posterior = model.bfloat16().log_prob(x.bfloat16()), model.posterior(x.bfloat16())
     assert narrow.dtype == posterior.dtype == torch.float32
     assert torch.allclose(narrow.double(), wanted, atol=0.05) and (posterior.sum(1) - 1).abs().max() < 1e-6
+
+
+def test_each_bin_is_judged_for_itself():
+    "Too sure at 0.85 and not sure enough at 0.95: together they would look calibrated."
+    posterior = torch.tensor([[0.85, 0.15], [0.95, 0.05]], dtype=torch.float64).repeat_interleave(20, 0)
+    y = torch.tensor([0] * 16 + [1] * 4 + [0] * 20)  # 0.80 and 1.00 are right
+    assert calibration_error(posterior, y).item() == pytest.approx(0.05)
+    assert calibration(posterior, y)[1].tolist() == pytest.approx([0.85, 0.95])

@@ -448,3 +448,9 @@ def test_langevin_knows_the_temperature_that_it_samples():
     energy = lambda x: 0.5 * x.square().sum(1)
     x = sampler.sample(energy, 1.4 * torch.randn(4000, 2), 400, torch.Generator().manual_seed(0))
     assert x.var().item() == pytest.approx(sampler.temperature, rel=0.08)
+
+
+def test_a_sweep_reaches_every_site():
+    "In a field that leaves no choice, one sweep turns all spins."
+    for field in (-50.0, 50.0):
+        assert (Ising(4, 0.3, field).gibbs(torch.full((2, 4, 4), -math.copysign(1, field))) == math.copysign(1, field)).all()
