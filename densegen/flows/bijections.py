@@ -190,7 +190,7 @@ def check_shape(
         expected = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"expected a batch of shape [{expected}]; got {list(x.shape)}")
     if not x.is_floating_point():
-        raise ValueError(f"expected floating-point numbers; got {x.dtype}; integer images are for `bits_per_dim` and `loss`")
+        raise ValueError(f"expected floating-point numbers; got {x.dtype}; integer images go to bits_per_dim and loss")
     return x
 
 # %% ../../nbs/30_bijections.ipynb #b9b43fbc
