@@ -21,7 +21,6 @@ from typing import Annotated, Optional
 import torch
 import typer
 from rich.live import Live
-from rich.progress import MofNCompleteColumn, Progress
 from rich.text import Text
 
 from . import doctor, runner
