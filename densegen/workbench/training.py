@@ -202,7 +202,6 @@ class _Loop:
         self.saved = time.monotonic()
 
     def begin(self) -> None:
-        "Once the state is that to start from."
         self.optimizer = self.fabric.setup_optimizers(self.state.optimizer)
         self.keep_good()
 
@@ -214,7 +213,6 @@ class _Loop:
         return total, batch
 
     def update(self, total: Tensor, clip: float | None) -> None:
-        "One step of the optimizer, and of the average."
         self.optimizer.zero_grad()
         self.fabric.backward(total)
         if clip:
