@@ -64,7 +64,7 @@ def wide(
     t: Tensor,  # of any floating-point format
 ) -> Tensor:  # the same numbers in float32 or wider
     "Half precision widened to float32; everything else as it is."
-    return t.to(torch.promote_types(t.dtype, torch.float32))
+    return t.float() if t.dtype in (torch.bfloat16, torch.half) else t
 
 
 def total(
