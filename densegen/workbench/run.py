@@ -297,4 +297,5 @@ def saved(
 ) -> None:
     "Record a statement about a saved table; shown with its date and counted apart from `claim`."
     run = f"{table.provenance['date']}, scale {table.provenance['scale']}"
-    _record("saved", text, holds, value, reference, getattr(value, "over", over), run=run, here=here if here is None else bool(here))
+    agrees = here if here is None else bool(here)
+    _record("saved", text, holds, value, reference, getattr(value, "over", over), run=run, here=agrees)

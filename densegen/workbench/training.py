@@ -158,7 +158,7 @@ def _total(loss: Any) -> tuple[Tensor, dict[str, Tensor]]:
             raise ValueError(f"loss: expected a scalar tensor, or a dictionary of them; got {got}; take its mean()")
     total = sum(terms.values()) if terms else loss
     if not total.requires_grad:
-        raise ValueError("loss: expected a function of the weights; got a number without a gradient; see no_grad, detach")
+        raise ValueError("loss: expected a function of the weights; got a number without a gradient; see no_grad")
     return total, terms
 
 # %% ../../nbs/09_training.ipynb #758b0cfa
