@@ -16,7 +16,7 @@ from test_runner import command, write
 from densegen.course.processes import family
 from densegen.course.runner import last_result
 
-STEPS = 60
+STEPS = 100
 SOURCE = f"""
 import json, time
 from densegen.workbench.run import start, write_atomic
@@ -30,9 +30,16 @@ print(done)
 """
 
 
-def killed(root: Path, folder: Path, wait: float) -> float:
+def kept(folder: Path) -> int:
+    "How many steps the checkpoint holds."
+    return sum(len(json.loads(p.read_text())) for p in folder.glob("*.ckpt"))
+
+
+def killed(root: Path, folder: Path, wait: float, after_a_step: bool) -> float:
     "Start a run, kill it after a while; seconds until nothing of it lives."
-    process = command(root, "run", "10", "--scale", "smoke")
+    process, before = command(root, "run", "10", "--scale", "smoke"), kept(folder)
+    while after_a_step and kept(folder) == before and process.poll() is None:
+        time.sleep(0.1)
     time.sleep(wait)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -52,10 +59,10 @@ def main(kills: int, seed: int) -> None:
         write(root, "10_a", SOURCE)
         folder = root / "_runs" / "smoke" / "10_a"
         for number in range(kills):
-            wait = draw.uniform(0, 20)
-            gone = killed(root, folder, wait)
-            kept = [len(json.loads(p.read_text())) for p in folder.glob("*.ckpt")]
-            print(f"kill {number + 1} after {wait:.1f} s: all gone after {gone:.1f} s; steps kept: {kept}", flush=True)
+            late = number % 2 == 1  # every other kill hits the lecture at work, the others its start
+            wait = draw.uniform(0, 2 if late else 10)
+            gone = killed(root, folder, wait, late)
+            print(f"kill {number + 1}: all gone after {gone:.1f} s; {kept(folder)} steps kept", flush=True)
         assert command(root, "run", "10", "--scale", "smoke").wait(600) == 0
         executed = json.loads((folder / "10_a.ipynb").read_text())
         printed = executed["cells"][-1]["outputs"][0]["text"]

@@ -206,6 +206,24 @@ def test_private_names_stay_in_their_module(path):
     assert not [a.name for s in imported for a in s.names if a.name.startswith("_")]
 
 
+def names_of(statement):
+    "Variables that a statement of a cell assigns."
+    return {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+@pytest.mark.parametrize("path", by_name(p for p in NOTEBOOKS if p.stem != "01_run"))  # 01 swaps a folder and swaps it back
+def test_no_variable_hides_a_function_of_the_module(path):
+    "Exported cells run in the notebook itself: a variable with the name of one of their functions breaks them there."
+    exported = [re.match(r"#\|\s*exports?\b", c.source) is not None for c in code_cells(path)]
+    trees = [ast.parse(re.sub(r"(?m)^%.*$", "", c.source)) for c in code_cells(path)]
+    ours = [n for tree, out in zip(trees, exported) if out for n in tree.body]
+    made = {n.name for n in ours if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    made |= {a.asname or a.name for n in ours if isinstance(n, ast.ImportFrom) for a in n.names}
+    lecture = [n for tree, out in zip(trees, exported) if not out for n in tree.body]
+    plain = [n for n in lecture if not isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    assert not made & set().union(*map(names_of, plain), {n.name for n in lecture if n not in plain})
+
+
 NOBODY_CAN_CHECK = r"in a trial|from memory|earlier measurement|many implementations|four libraries"
 
 

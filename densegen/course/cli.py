@@ -6,6 +6,7 @@
 __all__ = ['app', 'lectures', 'news', 'run', 'keep', 'readme_text', 'readme', 'lab', 'site', 'score', 'main']
 
 # %% ../../nbs/92_cli.ipynb #b582de68
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,6 @@ from typing import Annotated, Optional
 import torch
 import typer
 from rich.live import Live
-from rich.progress import MofNCompleteColumn, Progress
 from rich.text import Text
 
 from . import doctor, runner
@@ -244,11 +244,11 @@ def keep(
 def readme_text(
     root: Path,  # the checkout
 ) -> str:  # Markdown
-    "The README: the text and code of `nbs/index.ipynb`; raises `BrokenNotebook`."
+    "The README: text and code of `nbs/index.ipynb`, its links led into `nbs`; raises `BrokenNotebook`."
     parts = []
     for cell in Lecture(root / "nbs" / "index.ipynb").read().cells:
-        code = cell.cell_type == "code"
-        parts.append(f"```python\n{cell.source}\n```" if code else cell.source)
+        text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", cell.source)
+        parts.append(f"```python\n{cell.source}\n```" if cell.cell_type == "code" else text)
     return "\n\n".join(parts).strip() + "\n"
 
 # %% ../../nbs/92_cli.ipynb #4a5ac22b

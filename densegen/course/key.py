@@ -43,20 +43,16 @@ def versions_of(
 def _data_files(text: str) -> list[tuple]:
     "Name, size and time of the files of each image set that the text names."
     found = []
-    for row in library.datasets():
-        source, first = library.SOURCES.get(row["name"]), Path(row["found"])
-        if source and first.exists() and re.search(rf"\b{row['name']}\b", text):
-            names = [*source.npz, *(name for name, _ in source.official)]
-            start = next(name for name in names if first.as_posix().endswith(name))
-            folder = Path(first.as_posix().removesuffix(start))
-            states = [(name, (folder / name).stat()) for name in names if (folder / name).exists()]
-            found.append((row["name"], [(name, state.st_size, state.st_mtime_ns) for name, state in states]))
+    for name in library.SOURCES:
+        states = [(path.name, path.stat()) for path, _ in library.files_here(name)]
+        if states and re.search(rf"\b{name}\b", text):
+            found.append((name, [(file, state.st_size, state.st_mtime_ns) for file, state in states]))
     return found
 
 
 def _speaks(path: str) -> bool:
-    "Whether a file of the package uses image sets by name; the list of all sets does not."
-    return path.endswith(".py") and path != "densegen/workbench/data.py"
+    "Whether a file of the package uses image sets by name; the lists of all sets do not."
+    return path.endswith(".py") and path not in ("densegen/workbench/data.py", "densegen/workbench/sources.py")
 
 # %% ../../nbs/87_key.ipynb #78bf4304
 def fingerprint(

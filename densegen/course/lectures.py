@@ -28,6 +28,7 @@ PARTS = {
     "3": "flows",
     "4": "image-wide anomalies",
     "5": "dense anomalies",
+    "6": "dense anomalies",
     "8": "machinery",
     "9": "machinery",
     "l": "labs",

@@ -38,11 +38,11 @@ class _Scorer(nn.Module):
     def forward(self, images):
         return self.detector.anomaly_score(images).float()
 
-# %% ../../nbs/61_detector_file.ipynb #47449567
+# %% ../../nbs/61_detector_file.ipynb #b96ec977
 def _reason(error: Exception) -> str:
     "The first line of an error that says something."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if "No ONNX function" in line), lines[0])[:300]
+    return next((line[line.index("No ONNX") :] for line in lines if "No ONNX function" in line), lines[0])[:300]
 
 # %% ../../nbs/61_detector_file.ipynb #299b28c5
 def export_detector(

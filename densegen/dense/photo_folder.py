@@ -11,6 +11,7 @@ import io
 import os
 import stat
 import tempfile
+import zipfile
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,12 +156,16 @@ def _read(job: Job, masks: bool) -> tuple[Photo, np.ndarray | None]:
 def _finished(path: Path, photo: Photo, model: str) -> np.ndarray | None:
     "The scores in a result, if it came from this image and this detector."
     try:
-        with np.load(io.BytesIO(read_file(path, 2**31)), allow_pickle=False) as data:
+        raw = io.BytesIO(read_file(path, 2**31))
+        if any(member.compress_type != zipfile.ZIP_STORED for member in zipfile.ZipFile(raw).infolist()):
+            return None  # ours are not compressed, so that none can be larger inside than outside
+        with np.load(raw, allow_pickle=False) as data:
             marks = [str(data[name]) for name in ("densegen", "image", "model")]
             score = data["score"] if marks == [_SIGNED, photo.digest, model] else None
     except Exception:  # damaged or of another kind: made again
         return None
-    return score if score is not None and score.shape == photo.pixels.shape[:2] and score.dtype == np.float32 else None
+    whole = isinstance(score, np.ndarray) and score.shape == photo.pixels.shape[:2] and score.dtype == np.float32
+    return score if whole and np.isfinite(score).all() else None
 
 # %% ../../nbs/63_photo_folder.ipynb #ec6193a5
 def _write_scores(path: Path, score: np.ndarray, image: str, model: str) -> None:

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['GROUND', 'Photo', 'read_photo']
 
-# %% ../../nbs/62_photograph.ipynb #fe85181a
+# %% ../../nbs/62_photograph.ipynb #8feb4499
 import hashlib
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +51,7 @@ def _to_rgb(picture: Image.Image, notes: list[str]) -> np.ndarray:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (GROUND, GROUND, GROUND, 255)), picture)
     return np.asarray(picture.convert("RGB"))
 
-# %% ../../nbs/62_photograph.ipynb #f08b306d
+# %% ../../nbs/62_photograph.ipynb #31c29d46
 def read_photo(
     path: Path,  # PNG, JPEG, WebP, BMP, TIFF or GIF of any mode with a known black and white
 ) -> Photo:
@@ -69,7 +70,7 @@ def read_photo(
                 picture.seek(0)
             pixels = _to_rgb(picture, notes)
     except Exception as error:  # a damaged file fails anywhere in a decoder
-        reason = " ".join(str(error).split()).replace("<_io.BytesIO object at ", "<") or type(error).__name__
+        reason = re.sub(r"\s*<_io.*?>", "", " ".join(str(error).split())) or type(error).__name__
         raise BadFile(f"{path}: expected a whole image file; it could not be decoded ({reason})") from error
     if min(pixels.shape[:2]) < 16:
         raise BadFile(f"{path}: expected at least 16 x 16 pixels; got {pixels.shape[0]} x {pixels.shape[1]}")

@@ -1938,8 +1938,9 @@ def street_hazards(
     try:
         rows = json.loads(index.read_text())
         files = [(folder / row["fpath_img"], folder / row["fpath_segm"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadFile(f"{index}: expected a JSON list with fpath_img and fpath_segm; got {error!r}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        got = type(error).__name__
+        raise BadFile(f"{index}: expected a JSON list with fpath_img and fpath_segm; got {got}") from error
     return Pairs(files, {k: k - 1 for k in range(1, 15)}, anomalies=False, odd=13, strict=False)
 
 # %% ../../nbs/50_streets.ipynb #adf14d0f

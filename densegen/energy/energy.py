@@ -17,7 +17,7 @@ def wide(
     t: Tensor,  # of any floating-point format
 ) -> Tensor:  # the same numbers in float32 or wider
     "Half precision widened to float32; energies of hundreds have no decimals in bfloat16."
-    return t.to(torch.promote_types(t.dtype, torch.float32))
+    return t.float() if t.dtype in (torch.bfloat16, torch.half) else t
 
 # %% ../../nbs/20_energy.ipynb #20207d15
 def box_grid(

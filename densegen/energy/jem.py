@@ -90,7 +90,7 @@ def calibration(
     "The reliability diagram; ECE is the sum of share * |confidence - accuracy| (Guo et al., ICML 2017)."
     posterior = posterior.double()
     if not ((posterior.sum(1) - 1).abs() < 0.05).all() or (posterior < 0).any():
-        raise ValueError("posterior: expected rows of probabilities that add to 1; got others; take softmax(1) of logits")
+        raise ValueError("posterior: expected rows of probabilities that add to 1; got others; take softmax(1)")
     confidence, guess = posterior.max(1)
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
     table = torch.stack([torch.ones_like(confidence), confidence, (guess == y).to(confidence)])

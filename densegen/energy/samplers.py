@@ -37,8 +37,8 @@ def _by_chain(energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def values(x):
         value = energy(x)
         if value.shape != x.shape[:1]:
-            remedy = "add up over the entries of a state, not over the chains"
-            raise ValueError(f"energy: expected one number for each chain, [{len(x)}]; got {list(value.shape)}; {remedy}")
+            expected = f"expected one number for each chain, [{len(x)}]; got {list(value.shape)}"
+            raise ValueError(f"energy: {expected}; add up over the entries of a state, not over the chains")
         return value
 
     return values
@@ -266,9 +266,8 @@ class Ising(nn.Module):
 
     def energy(self, x: Tensor) -> Tensor:
         "[B, side, side] of -1 and 1 -> [B]"
-        x = wide(x)
-        bonds = x * (x.roll(1, 1) + x.roll(1, 2))
-        return -(self.coupling * bonds + self.field * x).flatten(1).sum(1)
+        bonds = wide(x) * (x.roll(1, 1) + x.roll(1, 2))
+        return -(self.coupling * bonds + self.field * wide(x)).flatten(1).sum(1)
 
     def gibbs(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         "One sweep: all black sites from their conditionals, then all white ones."

@@ -64,7 +64,7 @@ def wide(
     t: Tensor,  # of any floating-point format
 ) -> Tensor:  # the same numbers in float32 or wider
     "Half precision widened to float32; everything else as it is."
-    return t.to(torch.promote_types(t.dtype, torch.float32))
+    return t.float() if t.dtype in (torch.bfloat16, torch.half) else t
 
 
 def total(
@@ -190,7 +190,7 @@ def check_shape(
         expected = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"expected a batch of shape [{expected}]; got {list(x.shape)}")
     if not x.is_floating_point():
-        raise ValueError(f"expected floating-point numbers; got {x.dtype}; integer images are for `bits_per_dim` and `loss`")
+        raise ValueError(f"expected floating-point numbers; got {x.dtype}; integer images go to bits_per_dim and loss")
     return x
 
 # %% ../../nbs/30_bijections.ipynb #b9b43fbc

@@ -38,7 +38,7 @@ class ActNorm(Bijection):
             x = wide(x)
             if x[:, 0].numel() < 2 or not x.isfinite().all():
                 got = f"a batch of shape {list(x.shape)}, finite: {bool(x.isfinite().all())}"
-                raise ValueError(f"initialize: expected two or more finite values a channel; got {got}; take more images")
+                raise ValueError(f"initialize: expected two or more finite values a channel; got {got}")
             self.shift.copy_(x.mean((0, 2, 3)))
             self.log_scale.copy_(x.std((0, 2, 3)).clamp_min(1e-3).log())
             self.initialized.fill_(True)

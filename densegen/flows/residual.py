@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bijections import Affine, Bijection, Compose, Flow, StandardNormal, check_shape, no_change, total, wide
+from .bijections import Affine, Bijection, Compose, Flow, StandardNormal
+from .bijections import check_shape, no_change, total, wide
 
 # %% ../../nbs/34_residual.ipynb #88881ec1
 class NotContractive(RuntimeError):
@@ -326,10 +327,6 @@ class ResidualBlock(Bijection):
         terms = self.terms if self.training else max(self.terms, EVALUATION_TERMS)
         return series_ladj(self.g, x, roulette(terms, self.stop))
 
-    def move(self, x: Tensor) -> Tensor:
-        "z = x + g(x), without any log-determinant."
-        return (wide(x) + self.g(_for_network(self.g, x))).to(x.dtype)
-
     def solve(self, z: Tensor) -> Tensor:
         "The x with x + g(x) = z, without any log-determinant; `NotContractive` if there is none to be found."
         with torch.autocast(z.device.type, enabled=False):
@@ -372,7 +369,8 @@ class ResidualFlow(Flow):
         "The latent of each item; no volume is computed."
         x = check_shape(x, self.base.shape)
         for part in self.bijection.bijections:
-            x = part.move(x) if isinstance(part, ResidualBlock) else part(x)[0]
+            residual = isinstance(part, ResidualBlock)
+            x = (wide(x) + part.g(_for_network(part.g, x))).to(x.dtype) if residual else part(x)[0]
         return x
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:

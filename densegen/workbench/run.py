@@ -275,10 +275,14 @@ def load_table(
     path = repo_root() / "results" / f"{name}.json"
     if not path.exists():
         raise FileNotFoundError(f"no saved table {path.name}: run its notebook once at scale `long`")
-    data = json.loads(path.read_text())
-    print(" · ".join(f"{key} {value}" for key, value in data["provenance"].items()))
-    table = Table(data["rows"])
-    table.provenance = data["provenance"]
+    try:
+        data = json.loads(path.read_text())
+        table = Table(map(dict, data["rows"]))
+        table.provenance = data["provenance"] | {key: data["provenance"][key] for key in ("scale", "date")}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"expected a table of `save_table`; got {type(error).__name__}"
+        raise ValueError(f"{path}: {what}; run its notebook again at scale `long`") from None
+    print(" · ".join(f"{key} {value}" for key, value in table.provenance.items()))
     return table
 
 # %% ../../nbs/01_run.ipynb #fc0e65c2
@@ -293,4 +297,5 @@ def saved(
 ) -> None:
     "Record a statement about a saved table; shown with its date and counted apart from `claim`."
     run = f"{table.provenance['date']}, scale {table.provenance['scale']}"
-    _record("saved", text, holds, value, reference, getattr(value, "over", over), run=run, here=here)
+    agrees = here if here is None else bool(here)
+    _record("saved", text, holds, value, reference, getattr(value, "over", over), run=run, here=agrees)

@@ -158,7 +158,7 @@ def _total(loss: Any) -> tuple[Tensor, dict[str, Tensor]]:
             raise ValueError(f"loss: expected a scalar tensor, or a dictionary of them; got {got}; take its mean()")
     total = sum(terms.values()) if terms else loss
     if not total.requires_grad:
-        raise ValueError("loss: expected a function of the weights; got a number without a gradient; see no_grad, detach")
+        raise ValueError("loss: expected a function of the weights; got a number without a gradient; see no_grad")
     return total, terms
 
 # %% ../../nbs/09_training.ipynb #758b0cfa
@@ -202,7 +202,6 @@ class _Loop:
         self.saved = time.monotonic()
 
     def begin(self) -> None:
-        "Once the state is that to start from."
         self.optimizer = self.fabric.setup_optimizers(self.state.optimizer)
         self.keep_good()
 
@@ -214,7 +213,6 @@ class _Loop:
         return total, batch
 
     def update(self, total: Tensor, clip: float | None) -> None:
-        "One step of the optimizer, and of the average."
         self.optimizer.zero_grad()
         self.fabric.backward(total)
         if clip:
