@@ -118,7 +118,7 @@ def test_interrupted_run_keeps_its_checkpoints_and_leaves_no_process(root, jobs)
     work = "(folder / 'net.ckpt').write_bytes(b'1')\nif not old: time.sleep(60)\nprint(old)"
     lecture = write(root, "10_a", source, work)
     script = f"from densegen.course import cli; import sys; sys.argv = ['densegen', 'run', '10', '--scale', 'smoke', '--jobs', '{jobs}']; cli.main()"
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=root, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-P", "-c", script], cwd=root, stderr=subprocess.PIPE, text=True)
     checkpoint = root / "_runs" / "smoke" / "10_a" / "net.ckpt"
     deadline = time.monotonic() + 200
     while not checkpoint.exists() and time.monotonic() < deadline:
@@ -205,7 +205,7 @@ def test_progress_reaches_the_watcher(root):
 def command(root, *words):
     "The command line in a process of its own, as a shell starts it."
     script = f"import sys; sys.argv = {['densegen', *words]}; from densegen.course import cli; cli.main()"
-    return subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-P", "-c", script], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wait_for(condition, seconds=200):
