@@ -66,7 +66,7 @@ def wide(
     "Half precision widened to float32; everything else as it is."
     return t.float() if t.dtype in (torch.bfloat16, torch.half) else t
 
-
+# %% ../../nbs/30_bijections.ipynb #966cd2f0
 def total(
     t: Tensor,  # [B, ...]
 ) -> Tensor:  # [B], float32 or wider
@@ -287,10 +287,7 @@ class Inverse(Bijection):
 class Permutation(Bijection):
     "z_i = x_order[i] along the first dimension of an item; volume is kept."
 
-    def __init__(
-        self,
-        order: Tensor,  # [D], a permutation of 0..D-1
-    ):
+    def __init__(self, order: Tensor):  # [D], a permutation of 0..D-1
         super().__init__()
         order = torch.as_tensor(order)
         if order.sort().values.tolist() != list(range(len(order))):
@@ -309,10 +306,7 @@ class Permutation(Bijection):
 class SinhArcsinh(Bijection):
     "z = sinh(a + b arsinh x), component by component (Jones and Pewsey, Biometrika 2009, eq. 2)."
 
-    def __init__(
-        self,
-        dim: int,  # components of an item [D]
-    ):
+    def __init__(self, dim: int):  # components of an item [D]
         super().__init__()
         self.a = nn.Parameter(torch.zeros(dim))
         self.log_b = nn.Parameter(torch.zeros(dim))
