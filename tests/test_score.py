@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from densegen.course import cli
+from densegen.course import cli, console
 from densegen.dense.detector_file import load_detector, save_detector
 from densegen.dense.photo_folder import find_images, is_result, score_files
 from densegen.dense.photograph import read_photo
@@ -67,8 +67,8 @@ def picture(path, height=40, width=60, seed=0, mode="RGB", **options):
 
 @pytest.fixture
 def shell(monkeypatch):
-    monkeypatch.setattr(cli, "console", cli.Console(width=300))
-    monkeypatch.setattr(cli, "errors", cli.Console(width=300, stderr=True))
+    monkeypatch.setattr(console.console, "width", 300)
+    monkeypatch.setattr(console.errors, "width", 300)
     return lambda *words: CliRunner().invoke(cli.app, ["score", *map(str, words)])
 
 

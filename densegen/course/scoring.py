@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from ..anomaly.scores import StreamingMetrics
 from ..dense.detector_file import SavedDetector, load_detector
@@ -42,10 +42,10 @@ class Senseless(ValueError):
     "A request that makes no sense; the message is one line."
 
 # %% ../../nbs/91_scoring.ipynb #baf7caed
-def _say(errors: Console, message: str, kind: str = "[bold red]error[/]") -> None:
+def _say(errors: Console, message: str, kind: str = "error") -> None:
     "One line, whatever is in it."
     line = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in message)
-    errors.print(f"{kind} {escape(line)}", highlight=False, soft_wrap=True)
+    errors.print(Text.assemble((kind, "bold red" if kind == "error" else "bold"), " ", line), soft_wrap=True)
 
 # %% ../../nbs/91_scoring.ipynb #2900910b
 def _detector(request: Request) -> SavedDetector:
