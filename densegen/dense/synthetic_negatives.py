@@ -129,7 +129,7 @@ class NFlowJS(nn.Module):
         targets = torch.where(y == OUTLIER, VOID, y.long())
         terms = {"classes": pixel_cross_entropy(logits, targets, getattr(self.model, "weights", None))}
         doubt = mean_over(js_to_uniform(logits, self.temperature), y == OUTLIER)
-        return terms | {"flow": self.flow.loss(crops.clamp(0, 255).round()), "js": self.weight * doubt}
+        return terms | {"flow": self.flow.loss(crops.clamp(0, 255).round().long()), "js": self.weight * doubt}
 
     @torch.no_grad()
     def anomaly_score(self, images: Tensor) -> Tensor:
