@@ -23,3 +23,20 @@ def seeded():
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    "`densegen score` with these words; lines are wide enough not to be folded."
+    from typer.testing import CliRunner
+
+    from densegen.course import cli, console
+
+    monkeypatch.setattr(console.console, "width", 300)
+    monkeypatch.setattr(console.errors, "width", 300)
+    return lambda *words: CliRunner().invoke(cli.app, ["score", *map(str, words)])
+
+
+def lines(result, kind="error"):
+    "The lines of the error stream that begin with this word."
+    return [line for line in result.stderr.splitlines() if line.startswith(kind)]

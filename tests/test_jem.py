@@ -164,7 +164,7 @@ def test_noise_is_added_to_what_the_classifier_and_the_density_see():
         assert seen[0].equal(seen[1]) and not seen[0].equal(seen[2]) and (x == 0).all()
 
 
-def test_half_of_the_default_noise_is_not_the_papers():
+def test_the_default_noise_is_that_of_the_paper():
     assert JointLoss().noise == 0.03
 
 

@@ -224,7 +224,14 @@ def test_no_variable_hides_a_function_of_the_module(path):
     assert not made & set().union(*map(names_of, plain), {n.name for n in lecture if n not in plain})
 
 
-NOBODY_CAN_CHECK = r"in a trial|from memory|earlier measurement|many implementations|at least four libraries"
+@pytest.mark.parametrize("path", by_name(NOTEBOOKS))
+def test_outputs_name_no_place_of_the_machine(path):
+    texts = [json.dumps(o.get("text", "")) for c in code_cells(path) for o in c.outputs]
+    texts += [json.dumps({k: v for k, v in o.get("data", {}).items() if k != "image/png"}) for c in code_cells(path) for o in c.outputs]
+    assert not re.findall(r"(?<![\w.$])/(?:tmp|root|home|work|Users|var/folders)/[\w.-]+", "\n".join(texts))
+
+
+NOBODY_CAN_CHECK = r"in a trial|from memory|earlier measurement|many implementations|four libraries"
 
 
 @pytest.mark.parametrize("path", by_name(NOTEBOOKS))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -188,6 +189,18 @@ def test_keep_leaves_the_words_of_a_picture(root):
     lecture = write(root, "10_a", source)
     runner.keep(runner.execute(lecture, "smoke", root=root), lecture)
     assert lecture.read().cells[-1].outputs[0].metadata == {"image/png": {"alt": "a dot"}}
+
+
+def test_kept_outputs_name_no_place_of_the_machine(root, tmp_path_factory, monkeypatch):
+    data = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("DENSEGEN_DATA", str(data))
+    show = "import os, pathlib, tempfile\nfrom IPython.display import HTML\nplaces = [os.environ['DENSEGEN_DATA'], tempfile.gettempdir(), "
+    show += "str(pathlib.Path.home())]\nprint(*places)"
+    lecture = write(root, "10_a", show, "places", "HTML('<b>' + places[1] + '/x</b>')")
+    runner.keep(runner.execute(lecture, "smoke", root=root), lecture)
+    text = json.dumps([c.outputs for c in lecture.read().cells if c.cell_type == "code"])
+    assert not any(place in text for place in (str(data), tempfile.gettempdir(), str(Path.home())))
+    assert "$DENSEGEN_DATA $TMPDIR $HOME" in text and "<b>$TMPDIR/x</b>" in text
 
 
 def test_progress_reaches_the_watcher(root):

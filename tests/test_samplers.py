@@ -313,8 +313,11 @@ def test_a_ball_that_does_not_roll_is_refused(leapfrogs):
 
 
 @pytest.mark.parametrize("name", ["random walk", "mala", "hmc", "tempered"])
-def test_acceptance_in_bfloat16_is_that_of_float32(name):
-    "Energies of hundreds have no decimals in bfloat16: the difference of two is an even number."
+def test_energies_of_hundreds_keep_their_decimals_in_bfloat16(name):
+    """Rounded to bfloat16, two energies of hundreds differ by an even number.
+
+    Gradients and positions in that format cost 0.12 to 0.20 of the acceptance here; rounded energies 0.27 to 0.31.
+    """
     model = EnergyModel(energy_net(3, 8), bowl=1.0)
     with torch.no_grad():
         model.net[0].bias.fill_(300.0)
@@ -322,7 +325,8 @@ def test_acceptance_in_bfloat16_is_that_of_float32(name):
     share = lambda m, x: ALL[name].sample(m, x, 200, torch.Generator().manual_seed(1), trace=True).acceptance
     start = torch.randn(40, 3)
     assert model.bfloat16().energy(start.bfloat16()).dtype == torch.float32
-    assert share(model, start.bfloat16()) > 0 and share(model.float(), start) > 0
+    rough, fine = share(model, start.bfloat16()), share(model.float(), start)
+    assert abs(rough - fine) < 0.25
 
 
 @pytest.mark.parametrize("init, steps", [(torch.zeros(3), 1), (torch.full((2, 2), torch.nan), 1), (torch.zeros(2, 2), 0)])

@@ -12,10 +12,10 @@ import onnx
 import pytest
 import torch
 from attacks import ATTACKS
+from conftest import lines
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
 
 from densegen.course import cli, console
 from densegen.dense.detector_file import load_detector, save_detector
@@ -63,17 +63,6 @@ def picture(path, height=40, width=60, seed=0, mode="RGB", **options):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(pixels).convert(mode).save(path, **options)
     return path
-
-
-@pytest.fixture
-def shell(monkeypatch):
-    monkeypatch.setattr(console.console, "width", 300)
-    monkeypatch.setattr(console.errors, "width", 300)
-    return lambda *words: CliRunner().invoke(cli.app, ["score", *map(str, words)])
-
-
-def lines(result, kind="error"):
-    return [line for line in result.stderr.splitlines() if line.startswith(kind)]
 
 
 def refused(shell, path, tmp_path, *words):

@@ -22,6 +22,7 @@ from zoo import BIJECTIONS, DENSITIES
 
 from densegen.flows.bijections import Bijection
 from densegen.flows.coupling import RealNVP
+from densegen.flows.dequantization import ImageFlow
 from densegen.workbench import run as runs
 from densegen.workbench import training
 from densegen.workbench.checkpoint import read_checkpoint
@@ -267,7 +268,7 @@ def test_killed_inside_a_write_leaves_nothing_after_the_next_run(tmp_path, monke
         run(5, checkpoint=file)
 
     assert ended(child(work)) == -signal.SIGKILL
-    other = tmp_path / "ab12345678.tmp"  # of a checkpoint called "ab": not ours
+    other = tmp_path / "ab.12345678.tmp"  # of a checkpoint called "ab": not ours
     other.write_bytes(b"1")
     assert len([p for p in tmp_path.iterdir() if p.suffix == ".tmp"]) == 2 and not file.exists()
     run(5, checkpoint=file)
@@ -437,6 +438,8 @@ class Mapped(nn.Module):
         if isinstance(self.model, Bijection):
             z, ladj = self.model(x, context)
             return (0.5 * z.square().flatten(1).sum(1) - ladj).mean() + 0 * sum(p.sum() for p in self.parameters())
+        if isinstance(self.model, ImageFlow):
+            x = (255 * x.sigmoid()).round().long()
         return self.model.loss(x if context is None else (x, context))
 
 

@@ -318,7 +318,7 @@ def score(
     from densegen.course import scoring
 
     wanted = scoring.Request(images, model, out, masks, batch, threshold, overlay, device, fresh, trust)
-    raise typer.Exit(scoring.score_request(wanted, console, errors))
+    raise typer.Exit(scoring.score_request(wanted))
 
 # %% ../../nbs/92_cli.ipynb #b9ea203c
 def main() -> None:

@@ -25,9 +25,11 @@ errors = console_of(stderr=True)
 # %% ../../nbs/84_console.ipynb #f2abd444
 def say(
     message: str,  # for a person
+    kind: str = "error",  # or "note"
 ) -> None:
-    "Print an error in one paragraph."
-    errors.print(Text.assemble(("error", "bold red"), " ", message), soft_wrap=True)
+    "Print one line on the error stream, whatever is in it: nothing moves the cursor or colours the terminal."
+    line = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in message)
+    errors.print(Text.assemble((kind, "bold red" if kind == "error" else "bold"), " ", line), soft_wrap=True)
 
 # %% ../../nbs/84_console.ipynb #bc4f6226
 def fail(

@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -263,10 +264,21 @@ def _static(output) -> bool:
 
 # %% ../../nbs/90_runner.ipynb #00f7eaf1
 def _sober(output):
-    "Without counters and metadata of the execution, but for a picture's alternative text."
+    "Without counters, places of this machine and metadata of the execution, but for a picture's alternative text."
     if "execution_count" in output:
         output["execution_count"] = None
     if "metadata" in output:
         png = output["metadata"].get("image/png", {})
         output["metadata"] = {"image/png": {"alt": png["alt"]}} if "alt" in png else {}
+    texts = output.get("data", output)
+    for kind in [kind for kind in texts if kind.startswith("text")]:
+        texts[kind] = _without_places(texts[kind])
     return output
+
+# %% ../../nbs/90_runner.ipynb #25cc74dd
+def _without_places(text: str) -> str:
+    "Names in place of the folders of this machine."
+    places = {"DENSEGEN_DATA": os.environ.get("DENSEGEN_DATA"), "TMPDIR": tempfile.gettempdir(), "HOME": Path.home()}
+    for name, place in (places | {"CHECKOUT": repo_root()}).items():
+        text = text.replace(str(place), f"${name}") if place else text
+    return text

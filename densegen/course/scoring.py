@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from ..anomaly.scores import StreamingMetrics
+from .console import console, errors, say, table_of
 from ..dense.detector_file import SavedDetector, load_detector
 from ..dense.photo_folder import Outcome, find_images, prepare_folder, score_files
 from ..dense.your_model import Calibration
@@ -40,12 +38,6 @@ class Request(NamedTuple):
 # %% ../../nbs/91_scoring.ipynb #33d80fe5
 class Senseless(ValueError):
     "A request that makes no sense; the message is one line."
-
-# %% ../../nbs/91_scoring.ipynb #baf7caed
-def _say(errors: Console, message: str, kind: str = "error") -> None:
-    "One line, whatever is in it."
-    line = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in message)
-    errors.print(Text.assemble((kind, "bold red" if kind == "error" else "bold"), " ", line), soft_wrap=True)
 
 # %% ../../nbs/91_scoring.ipynb #2900910b
 def _detector(request: Request) -> SavedDetector:
@@ -74,7 +66,7 @@ def _check(request: Request) -> None:
         raise Senseless(f"--out {request.out}: expected a folder; got a file")
 
 # %% ../../nbs/91_scoring.ipynb #25869a3f
-def _follow(outcomes: Iterable[Outcome], count: int, errors: Console) -> dict[str, int]:
+def _follow(outcomes: Iterable[Outcome], count: int) -> dict[str, int]:
     "Follow the outcomes with a bar; one line for each that failed, or was not seen as it is."
     bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=errors, transient=True)
     states = {"scored": 0, "kept": 0, "failed": 0}
@@ -83,29 +75,29 @@ def _follow(outcomes: Iterable[Outcome], count: int, errors: Console) -> dict[st
         for outcome in outcomes:
             states[outcome.state] += 1
             if outcome.error:
-                _say(errors, outcome.error)
+                say(outcome.error)
             if outcome.note:
-                _say(errors, outcome.note, "note")
+                say(outcome.note, "note")
             bar.advance(task)
     return states
 
 # %% ../../nbs/91_scoring.ipynb #342b959c
-def _show_metrics(metrics: StreamingMetrics, console: Console) -> None:
+def _show_metrics(metrics: StreamingMetrics) -> None:
     "`ValueError` where there is nothing to rank."
-    table = RichTable("AP", "AUROC", "FPR95", box=None, pad_edge=False)
+    table = table_of("", "AP", "AUROC", "FPR95")
     table.add_row(*(f"{100 * value:.2f} %" for value in metrics.compute()))
     console.print(table)
 
 # %% ../../nbs/91_scoring.ipynb #44517da6
-def _work(request: Request, console: Console, errors: Console) -> int:
+def _work(request: Request) -> int:
     "The exit code; `Senseless` before anything is scored."
     _check(request)
     saved = _detector(request)
     found = find_images(request.images, request.masks)
     for line in found.errors:
-        _say(errors, line)
+        say(line)
     if line := found.skipped_line():
-        _say(errors, line, "note")
+        say(line, "note")
     if not found.jobs:
         raise Senseless("IMAGES: no images found")
     try:
@@ -114,23 +106,21 @@ def _work(request: Request, console: Console, errors: Console) -> int:
         raise Senseless(f"--out {request.out}: expected a folder that can be written; {error.strerror}") from None
     began, metrics = time.monotonic(), None if request.masks is None else StreamingMetrics()
     work = score_files(saved, found.jobs, request.out, request.batch, request.overlay, request.fresh, metrics)
-    states = _follow(work, len(found.jobs), errors)
+    states = _follow(work, len(found.jobs))
     failed, took = states["failed"] + len(found.errors), time.monotonic() - began
-    console.print(f"{states['scored']} scored, {states['kept']} kept, {failed} failed in {took:.1f} s", highlight=False)
+    console.print(f"{states['scored']} scored, {states['kept']} kept, {failed} failed in {took:.1f} s")
     if metrics is not None:
-        _show_metrics(metrics, console)
+        _show_metrics(metrics)
     return 1 if failed else 0
 
 # %% ../../nbs/91_scoring.ipynb #863aab8b
 def score_request(
     request: Request,
-    console: Console,  # for the sum
-    errors: Console,  # for lines about files, and the bar
 ) -> int:  # exit code: 0 all scored, 1 something failed, 2 senseless, 130 interrupted
     "Score what was asked for; whatever goes wrong with the user's files becomes a line and an exit code."
     on_goes = "the same command goes on from here"
     try:
-        return _work(request, console, errors)
+        return _work(request)
     except KeyboardInterrupt:
         line, code = f"interrupted; {on_goes}", 130
     except Senseless as error:
@@ -141,5 +131,5 @@ def score_request(
         line, code = "--batch: there is too little memory for so many tiles; take fewer", 1
     except ValueError as error:
         line, code = f"{'--masks' if request.masks else '--model'}: {error}", 1
-    _say(errors, line)
+    say(line)
     return code

@@ -27,7 +27,7 @@ from .detector_file import SavedDetector, read_file
 from .photograph import Photo, read_photo
 from .streets import BadFile, read_mask
 from .your_model import Calibration, heat_map, score_images
-from ..workbench.run import write_atomic
+from ..workbench.run import left_by, write_atomic
 
 # %% ../../nbs/63_photo_folder.ipynb #88da20ef
 HEAT = "_heat.png"
@@ -254,11 +254,11 @@ def _finish(work: _Folder, item: _Item, score: np.ndarray, state: str) -> Outcom
 
 # %% ../../nbs/63_photo_folder.ipynb #112b5303
 def _sweep(out: Path, jobs: list[Job]) -> None:
-    "Remove what a killed run left under temporary names: ours are NAME.npz or NAME_heat.png, 8 characters, .tmp."
+    "Remove what a killed run left of these jobs under temporary names."
     ours = {out / f"{job.name}{ending}" for job in jobs for ending in (".npz", HEAT)}
     for folder in {path.parent for path in ours}:
         for half in folder.glob("*.tmp"):
-            if half.with_name(half.name[:-12]) in ours:
+            if left_by(half) in ours:
                 half.unlink(missing_ok=True)
 
 # %% ../../nbs/63_photo_folder.ipynb #35d24673

@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from .run import write_atomic
+from .run import left_by, write_atomic
 
 # %% ../../nbs/07_checkpoint.ipynb #61d6a22c
 class CheckpointError(RuntimeError):
@@ -166,8 +166,9 @@ def owned(
     lock = _lock(path)
     try:
         Path(lock.lock_file).write_text(f"{os.getpid()}\n")
-        for left in path.parent.glob(f"{glob.escape(path.name)}{'?' * 8}.tmp"):  # the names of `write_atomic`
-            left.unlink(missing_ok=True)
+        for half in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+            if left_by(half) == path:
+                half.unlink(missing_ok=True)
         yield
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
