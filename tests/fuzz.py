@@ -355,7 +355,7 @@ def picture(mode, kind, **options):
 
 
 def image_of(kind, **more) -> Reader:
-    read_image = ours("read_image", "dense.roads", "dense.streets", "dense.photo_folder")
+    read_image = ours("read_image", "workbench.pictures")
     return Reader(picture("RGB", kind), lambda path: read_image(path).tobytes(), **more)
 
 
@@ -381,13 +381,13 @@ def image_tiff():
 
 @reader
 def mask_png():
-    read_mask = ours("read_mask", "dense.roads", "dense.streets")
+    read_mask = ours("read_mask", "workbench.pictures")
     return Reader(picture("L", "png"), lambda path: read_mask(path, (48, 40), {0: 0, 1: 1}).tobytes(), inner=in_png, bombs=lambda data: png_bombs())
 
 
 @reader
 def street_hazards_list():
-    street_hazards = ours("street_hazards", "dense.roads", "dense.streets")
+    street_hazards = ours("street_hazards", "dense.roads")
 
     def make(folder):
         (folder / "test").mkdir()

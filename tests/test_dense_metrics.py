@@ -16,7 +16,7 @@ from densegen.dense.metrics import (
     confusion, dense_metrics, distance_groups, from_counts, iou, judge, judge_maps, mean_iou, open_miou, score_maps,
     size_groups,
 )
-from densegen.dense.streets import DenseSet
+from densegen.workbench.pictures import DenseSet
 
 EIGHT = np.ones((3, 3))
 

@@ -103,7 +103,10 @@ RUN = [p for p in NOTEBOOKS if p.stem != "index"]
 
 
 # Their code is newer than their outputs: run and keep them, then take them off. A name that has no business here fails.
-PENDING: set[str] = set("56_dense_hybrid 57_synthetic_negatives".split())
+PENDING: set[str] = set(
+    "51_segmentation 52_metrics 53_embedding_density 54_resynthesis 55_two_heads 56_dense_hybrid 57_synthetic_negatives "
+    "58_comparison 59_your_model 62_photograph 63_photo_folder lab_dense".split()
+)
 
 
 @pytest.mark.parametrize("path", by_name(RUN))
@@ -246,7 +249,7 @@ def test_arrows_point_to_lower_numbers():
     The dense part and the command line are left out: their lectures will be put into a new order.
     """
     place = {default_exp(p): int(p.stem[:2]) for p in LECTURES if default_exp(p)}
-    for path in [p for p in LECTURES if p.stem < "50"]:
+    for path in [p for p in LECTURES if p.stem < "50" or "70" <= p.stem < "80"]:
         exported = [c.source for c in code_cells(path) if re.match(r"#\|\s*exports?\b", c.source)]
         nodes = [n for source in exported for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)]
         for module in {n.module.removeprefix("densegen.") for n in nodes if (n.module or "").startswith("densegen.")}:

@@ -6,7 +6,7 @@ from torch import nn
 from densegen.anomaly.scores import auroc
 from densegen.dense.resynthesis import Painter, Resynthesis, _one_hot, swap_labels, train_resynthesis
 from densegen.dense.segmentation import Dense, Ladder, SegmentationModel
-from densegen.dense.streets import VOID
+from densegen.workbench.pictures import VOID
 
 GREYS = (30, 100, 170, 240)
 

@@ -22,8 +22,8 @@ from densegen.dense.detector_file import load_detector, save_detector
 from densegen.dense.photo_folder import find_images, is_result, score_files
 from densegen.dense.photograph import read_photo
 from densegen.dense.safe_graph import check_graph
-from densegen.dense.streets import BadFile
 from densegen.dense.your_model import Calibration, score_images
+from densegen.workbench.pictures import BadFile
 
 
 class Near(nn.Module):

@@ -12,7 +12,7 @@ from densegen.dense.segmentation import (
     Dense, FrozenBackbone, HuggingFaceModel, Ladder, LiteEncoder, SegmentationModel, TorchvisionModel, adamw, augment,
     batches, class_weights, from_timm, lite0_weights, overlap_loss, pixel_cross_entropy, tokens_to_map, train_ladder,
 )
-from densegen.dense.streets import streets
+from densegen.streets.scenes import streets
 
 
 def small(classes=5, **options):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
 from densegen.dense.segmentation import Ladder
-from densegen.dense.streets import VOID, streets
+from densegen.streets.scenes import streets
+from densegen.workbench.pictures import VOID
 from densegen.dense.synthetic_negatives import (
     SIZES,
     NFlowJS,

@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from densegen.anomaly.scores import auroc
 from densegen.dense.dense_hybrid import DenseHybrid, HybridHalf, _log_density
 from densegen.dense.segmentation import Dense, Ladder, SegmentationModel
-from densegen.dense.streets import NEGATIVES, VOID, streets
 from densegen.dense.two_heads import OUTLIER, TwoHeads, fine_tune, mixed_batches
+from densegen.streets.pasting import paste
+from densegen.streets.scenes import streets
+from densegen.streets.things import NEGATIVES
+from densegen.workbench.pictures import VOID
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def small(classes=11):
 
 
 def test_half_of_the_images_get_a_thing(scenes):
-    draw = mixed_batches(scenes.images, scenes.labels, (64, 96), zoom=(0.99, 1.01))
+    draw = mixed_batches(scenes.images, scenes.labels, (64, 96), paste, zoom=(0.99, 1.01))
     found = 0
     for k in range(6):
         x, y = draw(8, torch.Generator().manual_seed(k))
@@ -38,11 +41,11 @@ def test_half_of_the_images_get_a_thing(scenes):
 
 
 def test_only_negative_kinds_are_pasted(scenes, monkeypatch):
-    import densegen.dense.streets as module
+    import densegen.streets.pasting as module
 
-    seen, drawing = set(), module._drawing
-    monkeypatch.setattr(module, "_drawing", lambda kind, variant: seen.add(kind) or drawing(kind, variant))
-    draw = mixed_batches(scenes.images, scenes.labels, (64, 96))
+    seen, drawing = set(), module.drawing
+    monkeypatch.setattr(module, "drawing", lambda kind, variant: seen.add(kind) or drawing(kind, variant))
+    draw = mixed_batches(scenes.images, scenes.labels, (64, 96), paste)
     for k in range(10):
         draw(8, torch.Generator().manual_seed(k))
     assert seen and seen <= set(NEGATIVES)
@@ -111,15 +114,15 @@ def test_fine_tuning_finds_pasted_things():
     torch.manual_seed(0)
     grey = torch.full((4, 3, 48, 64), 90, dtype=torch.uint8)
     labels = torch.full((4, 48, 64), 3, dtype=torch.uint8)
-    detector = fine_tune(TwoHeads(small(), 6), mixed_batches(grey, labels, (48, 64)), steps=60, lr=1e-2)
-    x, y = mixed_batches(grey, labels, (48, 64))(16, torch.Generator().manual_seed(99))
+    detector = fine_tune(TwoHeads(small(), 6), mixed_batches(grey, labels, (48, 64), paste), steps=60, lr=1e-2)
+    x, y = mixed_batches(grey, labels, (48, 64), paste)(16, torch.Generator().manual_seed(99))
     assert not detector.training
     assert auroc(detector.anomaly_score(x), (y == OUTLIER).long(), y == VOID) > 0.8
 
 
 def test_importing_loads_no_other_library():
     banned = "matplotlib sklearn skimage scipy PIL IPython h5py lightning_fabric pooch papermill".split()
-    modules = ", ".join(f"densegen.dense.{m}" for m in ("metrics", "segmentation", "embedding_density", "two_heads", "dense_hybrid", "streets"))
+    modules = ", ".join(f"densegen.dense.{m}" for m in ("metrics", "segmentation", "embedding_density", "two_heads", "dense_hybrid", "roads"))
     script = f"import sys, {modules}; print([m for m in {banned} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert out.stdout.strip() == "[]"

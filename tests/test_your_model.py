@@ -21,9 +21,9 @@ from densegen.dense.detector_file import load_detector, save_detector
 from densegen.dense.photo_folder import find_images, score_files
 from densegen.dense.photograph import read_photo
 from densegen.dense.segmentation import Ladder
-from densegen.dense.streets import BadFile
 from densegen.dense.your_model import Calibration, calibrate, heat_map, score_images, tile_axis
 from densegen.workbench import run as runs
+from densegen.workbench.pictures import BadFile
 
 
 class Near(nn.Module):

@@ -29,6 +29,7 @@ PARTS = {
     "4": "image-wide anomalies",
     "5": "dense anomalies",
     "6": "dense anomalies",
+    "7": "renderer",
     "8": "machinery",
     "9": "machinery",
     "l": "labs",

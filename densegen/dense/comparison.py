@@ -18,9 +18,9 @@ from .dense_hybrid import DenseHybrid
 from .embedding_density import ODIN, ColourDistance, EmbeddingDensity, LogitDetector, PositionPrior
 from .resynthesis import train_resynthesis
 from .segmentation import batches, train_ladder
-from .streets import DenseSet
 from .synthetic_negatives import NFlowJS, PatchFlow, crop_batches, synthetic_batches
 from .two_heads import TwoHeads, fine_tune, mixed_batches
+from ..workbench.pictures import DenseSet
 
 # %% ../../nbs/58_comparison.ipynb #16147043
 def _patch_flow(images: Tensor, steps: int, seed: int) -> PatchFlow:
@@ -37,6 +37,7 @@ def _patch_flow(images: Tensor, steps: int, seed: int) -> PatchFlow:
 class Workshop:
     "Trains what the detectors of one world and one seed need, each once."
     train: DenseSet  # images without anomalies
+    paste: Callable[..., DenseSet]  # paste(data, seed=...) cuts one foreign thing into each image
     seed: int = 0
     closed_steps: int = 400  # updates of the segmentation model
     tune_steps: int = 150  # updates of each fine-tuning
@@ -64,7 +65,7 @@ class Workshop:
     @property
     def pasted(self) -> Callable:
         "Batches with drawn things of the negative kinds."
-        return mixed_batches(self.train.images, self.train.labels, self.crop, self.zoom)
+        return mixed_batches(self.train.images, self.train.labels, self.crop, self.paste, self.zoom)
 
     @property
     def synthetic(self) -> Callable:

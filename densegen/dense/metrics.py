@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anomaly.scores import RankMetrics, StreamingMetrics, as_mask, rank_metrics
-from .streets import VOID, DenseSet
+from ..workbench.pictures import VOID, DenseSet
 
 # %% ../../nbs/52_metrics.ipynb #19b1f13f
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from PIL import Image, PngImagePlugin
 from ..anomaly.scores import StreamingMetrics
 from .detector_file import SavedDetector, read_file
 from .photograph import Photo, read_photo
-from .streets import BadFile, read_mask
 from .your_model import Calibration, heat_map, score_images
+from ..workbench.pictures import BadFile, read_mask
 from ..workbench.run import left_by, write_atomic
 
 # %% ../../nbs/63_photo_folder.ipynb #88da20ef

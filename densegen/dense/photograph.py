@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .detector_file import read_file
-from .streets import BadFile
+from ..workbench.pictures import BadFile
 
 # %% ../../nbs/62_photograph.ipynb #ad395cc7
 GROUND = 128  # grey under transparent pixels

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .segmentation import SegmentationModel, augment, pixel_cross_entropy
-from .streets import VOID
 from .two_heads import OUTLIER, mean_over
 from ..flows.dequantization import UniformNoise, bits_per_dim, multiscale
 from ..flows.glow import GlowSteps, initialize_actnorm
+from ..workbench.pictures import VOID
 
 # %% ../../nbs/57_synthetic_negatives.ipynb #595ea60e
 def js_to_uniform(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .segmentation import Dense, SegmentationModel, adamw, augment, pixel_cross_entropy
-from .streets import NEGATIVES, VOID, DenseSet, paste
+from ..workbench.pictures import VOID, DenseSet
 
 # %% ../../nbs/55_two_heads.ipynb #e9bc8f3f
 OUTLIER = 254  # in the labels of mixed images: a pasted thing
@@ -23,8 +23,8 @@ def mixed_batches(
     images: Tensor,  # uint8 [N, 3, H, W]
     labels: Tensor,  # uint8 [N, H, W], classes or void
     size: tuple[int, int],  # of the crops
+    paste: Callable[..., DenseSet],  # paste(data, seed=...) cuts one foreign thing into each image
     zoom: tuple[float, float] = (0.8, 1.4),  # range of the magnification
-    kinds: tuple[str, ...] = NEGATIVES,  # what is pasted
     share: float = 0.5,  # of the images that get a thing
 ) -> Callable:  # data for `fit`: images, and labels with OUTLIER and void
     "A function that draws augmented batches with foreign things pasted in."
@@ -34,7 +34,7 @@ def mixed_batches(
         number = int(torch.randint(2**31, (1,), generator=generator))
         m = round(share * n)
         part = DenseSet(images[index[:m]], labels[index[:m]], torch.zeros_like(labels[index[:m]]), (), "")
-        pasted = paste(part, kinds, number)
+        pasted = paste(part, seed=number)
         marked = torch.where(pasted.anomaly == 1, OUTLIER, pasted.labels)
         x = torch.cat([pasted.images, images[index[m:]]])
         x, y = augment(x, torch.cat([marked, labels[index[m:]]]), size, zoom, generator)
