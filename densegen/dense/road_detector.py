@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-# %% ../../nbs/65_road_detector.ipynb #636ea16f
+# %% ../../nbs/65_road_detector.ipynb #a2ece015
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -30,7 +30,7 @@ from densegen.dense.segmentation import (
 from .streets import CLASSES, VOID, DenseSet
 from .two_heads import OUTLIER, mean_over, resized
 from .your_model import Calibration, calibrate
-from ..workbench.run import write_atomic
+from ..workbench.run import pick_device, write_atomic
 
 # %% ../../nbs/65_road_detector.ipynb #c9af5fcc
 class FrozenLite(LiteEncoder):
@@ -227,9 +227,16 @@ def shipped_detector(
     return RoadDetector(heads, lite0_weights()).eval()
 
 
-def load_shipped() -> SavedDetector:
-    "The detector of the package for `densegen score`: tiles of 640 x 360, calibrated on CamVid."
-    data = SHIPPED.read_bytes()
+def load_shipped(
+    device: str = "cpu",  # where it runs, see `pick_device`
+) -> SavedDetector:
+    "The detector of the package for `densegen score`, in tiles, calibrated on CamVid; `ValueError` for the device."
+    where, data = pick_device(device), SHIPPED.read_bytes()
+    detector = shipped_detector().to(where)
     with safe_open(SHIPPED, "pt") as file:
         calibration = Calibration(**json.loads(file.metadata()["calibration"]))
-    return SavedDetector(shipped_detector().anomaly_score, TILE, OVERLAP, calibration, hashlib.sha256(data).hexdigest())
+
+    def score(images: Tensor) -> Tensor:
+        return detector.anomaly_score(images.to(where)).cpu()
+
+    return SavedDetector(score, TILE, OVERLAP, calibration, hashlib.sha256(data).hexdigest())
