@@ -301,8 +301,9 @@ def site() -> None:
 @app.command()
 def score(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them at any depth.")],
-    model: Annotated[Path, typer.Option(help="A detector, as `save_detector` writes it (.onnx).")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.npz and NAME_heat.png; no other file is written over.")],
+    model: Annotated[Optional[Path], typer.Option(help="A detector, as `save_detector` writes it (.onnx); without it "
+                                                  "the road detector of the package.")] = None,
     masks: Annotated[Optional[Path], typer.Option(help="Folder of masks (0, 1, 255 void): print metrics.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Tiles at a time.")] = 8,
     threshold: Annotated[Optional[float], typer.Option(help="Of the heat maps, instead of the calibrated.")] = None,
@@ -312,7 +313,7 @@ def score(
     trust: Annotated[bool, typer.Option("--trust", help="Also read .pt2, a kind of file that can do on this machine "
                                         "whatever you can do: only for files that you wrote yourself.")] = False,
 ) -> None:
-    """Anomaly scores and heat maps of photographs of any size, by a detector from a file.
+    """Anomaly scores and heat maps of photographs of any size, by a detector from a file, or the package's own.
 
     Photographs are turned upright, transparent pixels stand on grey 128, of several pictures in a file the first
     counts.

@@ -19,13 +19,14 @@ from ..anomaly.scores import StreamingMetrics
 from .console import console, errors, say, table_of
 from ..dense.detector_file import SavedDetector, load_detector
 from ..dense.photo_folder import Outcome, find_images, prepare_folder, score_files
+from ..dense.road_detector import load_shipped
 from ..dense.your_model import Calibration
 
 # %% ../../nbs/91_scoring.ipynb #7c91aad1
 class Request(NamedTuple):
     "What was asked for; see `densegen score --help`."
     images: list[Path]  # files and folders
-    model: Path
+    model: Path | None  # None: the road detector of the package
     out: Path
     masks: Path | None = None
     batch: int = 8  # tiles at a time
@@ -46,7 +47,10 @@ def _detector(request: Request) -> SavedDetector:
     if threshold is not None and not math.isfinite(threshold):
         raise Senseless(f"--threshold: expected a number; got {threshold}")
     try:
-        saved = load_detector(request.model, request.device, request.trust)
+        if request.model is None:
+            saved = load_shipped(request.device)
+        else:
+            saved = load_detector(request.model, request.device, request.trust)
     except OSError as error:
         raise Senseless(f"--model {request.model}: {error.strerror}") from None
     except ImportError as error:
