@@ -1,4 +1,5 @@
 """The four formats: what is written comes back; damage, lies and bombs end in one line of `DataCorrupted`."""
+import contextlib
 import dataclasses
 import gzip
 import io
@@ -10,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from densegen.workbench.data import SOURCES
 from densegen.workbench.formats import LARGEST, DataCorrupted, read_idx, read_mat, read_npz, read_tar, reading
@@ -102,11 +103,20 @@ def test_mat_gives_what_was_written(tmp_path, compress):
     assert np.array_equal(got, pixels) and labels.ravel().tolist() == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("array", [
+    np.arange(24, dtype=kind).reshape(2, 3, 4) for kind in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
+] + [np.array([[-1.5, np.inf]]), np.zeros((0, 3), np.uint8), np.array([[7]], np.uint8), np.full((5, 1), -300)])
+def test_mat_agrees_with_scipy(tmp_path, array):
+    savemat(tmp_path / "a.mat", {"other": {"a": [1, "text"]}, "x": array, "text": "abc"})
+    (got,), wanted = read_mat(tmp_path / "a.mat", ["x"]), loadmat(tmp_path / "a.mat")["x"]
+    assert np.array_equal(got, wanted) and got.dtype == wanted.dtype and got.shape == wanted.shape
+
+
 # damage
 
 
-@pytest.mark.parametrize("damage", [b"", b"no gzip", gzip.compress(b"\x00\x00\x0d\x03"), gzip.compress(b"\x00\x00\x08\x03" + bytes(12) + b"xx"),
-                                    gzip.compress(b"\x00\x00\x08\x01\x00"), gzip.compress(b"\x00\x00\x08\x00"), b"\x1f\x8b" + bytes(30)])
+@pytest.mark.parametrize("damage", [b"", b"no gzip", gzip.compress(b"\x00\x00\x0d\x03", mtime=0), gzip.compress(b"\x00\x00\x08\x03" + bytes(12) + b"xx", mtime=0),
+                                    gzip.compress(b"\x00\x00\x08\x01\x00", mtime=0), gzip.compress(b"\x00\x00\x08\x00", mtime=0), b"\x1f\x8b" + bytes(30)])
 def test_damaged_idx_is_named(tmp_path, damage):
     (tmp_path / "a.gz").write_bytes(damage)
     refused(read_idx, tmp_path / "a.gz")
@@ -169,6 +179,19 @@ def test_flipped_bits_never_give_other_arrays(tmp_path):
             except DataCorrupted:
                 caught += 1
         assert caught > 75, path.name  # the others hit dates, names and fields that nobody reads
+
+
+def test_no_byte_of_a_tag_stops_the_process(tmp_path):
+    "A compiled reader ended in a segmentation fault here; every byte of the tags, each with each value of a few."
+    path = tmp_path / "a.mat"
+    savemat(path, {"X": np.arange(6, dtype=np.uint8).reshape(2, 3), "y": np.array([[1.0], [2.0]])})
+    whole = path.read_bytes()
+    assert len(whole) < 300
+    for at in range(124, len(whole)):
+        for value in {0, 1, 4, 5, 127, 128, 255, whole[at] ^ 1, whole[at] ^ 16} - {whole[at]}:
+            path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+            with contextlib.suppress(DataCorrupted):
+                assert all(a.size <= 64 for a in read_mat(path, ["X", "y"]))
 
 
 def test_a_damaged_block_of_the_archive_of_cifar_is_noticed(tmp_path):

@@ -1,4 +1,5 @@
 "Pictures with a label at each pixel: shapes, colours, and files that are not what they should be."
+import struct
 import numpy as np
 import pytest
 import torch
@@ -40,6 +41,12 @@ def damaged(folder):
     yield folder / "text.png", "could not be decoded"
     (folder / "empty.png").write_bytes(b"")
     yield folder / "empty.png", "could not be decoded"
+    Image.new("RGB", (4, 3)).save(folder / "real.tif")
+    told = bytearray((folder / "real.tif").read_bytes())
+    place = told.index(struct.pack("<HH", 273, 4), struct.unpack_from("<I", told, 4)[0])
+    struct.pack_into("<H", told, place + 2, 11)  # where the pixels begin: a real number, says the file
+    (folder / "real.tif").write_bytes(told)
+    yield folder / "real.tif", "could not be decoded"  # Pillow: TypeError
     yield folder / "nothing.png", "there is none"
     (folder / "folder.png").mkdir()
     yield folder / "folder.png", "could not be decoded"

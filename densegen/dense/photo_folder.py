@@ -180,7 +180,7 @@ def _write_heat(path: Path, image: np.ndarray, score: np.ndarray, calibration: C
         with Image.open(path, formats=("PNG",)) as old:
             if old.info.get("densegen") == mark:
                 return
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # damaged or of another kind: drawn again
         pass
     text, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
     text.add_text("densegen", mark)

@@ -115,33 +115,63 @@ def read_tar(
         return [np.frombuffer(raw, np.uint8, m.size, m.offset_data) for m in members]
 
 # %% ../../nbs/02_formats.ipynb #95eaab55
-def _uncompressed(raw: bytes) -> bytes:
-    "A MATLAB 5 file with its compressed parts expanded."
-    order = {b"IM": "<", b"MI": ">"}[raw[126:128]]
-    parts, at, left = [raw[:128]], 128, LARGEST
-    while at < len(raw):
-        kind, size = struct.unpack_from(f"{order}II", raw, at)
-        part, at = raw[at : at + 8 + size], at + 8 + size
-        if kind == 15:
+_PACKED, _MATRIX, _COMPLEX = 15, 14, 0x800
+_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}  # as stored
+_CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}  # as meant
+
+
+def _elements(raw: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    "Kind and content of the elements in some bytes."
+    while raw:
+        kind, size = struct.unpack_from(f"{order}II", raw)
+        short = kind >> 16  # bytes inside the tag
+        part = raw[4 : 4 + short] if short else raw[8 : 8 + size]
+        if short > 4 or len(part) < (short or size):
+            raise ValueError(f"an element of {short or size:,} bytes in a place of {len(part):,}")
+        yield kind & 0xFFFF, part
+        raw = raw[8:] if short else raw[8 + size + (0 if kind == _PACKED else -size % 8) :]
+
+# %% ../../nbs/02_formats.ipynb #b832139c
+def _matrices(raw: memoryview, order: str) -> Iterator[memoryview]:
+    "The boxes of numbers of a MATLAB 5 file, expanded."
+    left = LARGEST
+    for kind, part in _elements(raw, order):
+        if kind == _MATRIX:
+            yield part
+        elif kind == _PACKED:
             stream = zlib.decompressobj()
-            part = stream.decompress(part[8:], left + 1)
-            if len(part) > left or not stream.eof:
+            whole = stream.decompress(part, left + 1)
+            left -= len(whole)
+            if left < 0 or not stream.eof:
                 raise ValueError(f"more than {LARGEST >> 20} MiB when expanded, or a torn part")
-        left -= len(part)
-        parts.append(part)
-    return b"".join(parts)
+            yield from (inner for inner_kind, inner in _elements(memoryview(whole), order) if inner_kind == _MATRIX)
+
+# %% ../../nbs/02_formats.ipynb #20a8c2f0
+def _numbers(flags: memoryview, sizes: memoryview, data: list[tuple[int, memoryview]], order: str) -> np.ndarray:
+    "The numbers of a box, in its shape, columns first."
+    word, shape = struct.unpack_from(f"{order}I", flags)[0], struct.unpack(f"{order}{len(sizes) // 4}i", sizes)
+    if word & _COMPLEX or len(data) != 1:
+        raise ValueError("a box that does not hold real numbers")
+    ((stored, raw),) = data
+    values = np.frombuffer(raw, order + _NUMBERS[stored])
+    if min(shape) < 0 or values.size != math.prod(shape):
+        raise ValueError(f"{list(shape)} announced, {values.size} numbers found")
+    return values.astype(_CLASSES[word & 0xFF], copy=False).reshape(shape, order="F")
 
 # %% ../../nbs/02_formats.ipynb #0b4c0a9c
 def read_mat(
     path: Path,  # MATLAB 5
-    names: list[str],  # variables
+    names: list[str],  # variables, boxes of real numbers
 ) -> list[np.ndarray]:
     "Some variables of a MATLAB file; `DataCorrupted` if it is damaged."
-    from scipy.io import loadmat
-
     with reading(path, f"a MATLAB file with {', '.join(names)}"):
-        found = loadmat(io.BytesIO(_uncompressed(path.read_bytes())), variable_names=names)
-        return [np.asarray(found[name]) for name in names]
+        raw, found = path.read_bytes(), {}
+        order = {b"IM": "<", b"MI": ">"}[raw[126:128]]
+        for matrix in _matrices(memoryview(raw)[128:], order):
+            (_, flags), (_, sizes), (_, name), *data = _elements(matrix, order)
+            if bytes(name).decode() in names:
+                found[bytes(name).decode()] = _numbers(flags, sizes, data, order)
+        return [found[name] for name in names]
 
 # %% ../../nbs/02_formats.ipynb #f8972406
 def check_images(

@@ -83,7 +83,7 @@ def _open(path: Path):
             picture.load()
     except FileNotFoundError as error:
         raise BadFile(f"{path}: expected an image file; there is none") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file fails anywhere in a decoder
         raise BadFile(f"{path}: expected a whole image file; it could not be decoded ({error})") from error
     if deep:
         raise BadFile(f"{path}: expected 8 bits a channel; got 16")
