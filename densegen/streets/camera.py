@@ -79,12 +79,9 @@ class Canvas:
     def __init__(self, camera: Camera, weather: Weather, rng: np.random.Generator, foreign: bool):
         h, w = camera.height, camera.width
         self.camera, self.weather, self.rng, self.foreign = camera, weather, rng, foreign
-        self.image = np.empty((3, h, w), np.float32)
-        self.labels = np.full((h, w), SKY, np.uint8)
-        self.anomaly = np.zeros((h, w), np.uint8)
-        self.depth = np.full((h, w), np.inf, np.float32)
-        self.light = np.array(weather.light, np.float32)
-        self.haze = np.array(weather.haze, np.float32)
+        self.image, self.depth = np.empty((3, h, w), np.float32), np.full((h, w), np.inf, np.float32)
+        self.labels, self.anomaly = np.full((h, w), SKY, np.uint8), np.zeros((h, w), np.uint8)
+        self.light, self.haze = (np.array(c, np.float32) for c in (weather.light, weather.haze))
         self.ray = (DOTS[:w] - w / 2) / camera.focal  # right per metre ahead, of each column
         below = DOTS[:h] - camera.horizon
         self.first = int((below <= camera.focal * camera.eye / FAR).sum())  # row where the ground begins
@@ -96,11 +93,8 @@ class Canvas:
         part += coverage * (colour - part)
 
 # %% ../../nbs/76_camera.ipynb #95310702
-def draw_ground(
-    canvas: Canvas,  # is changed
-    style: int,  # of the street, 0 to 7
-) -> None:
-    "Asphalt, pavement and grass below the horizon."
+def draw_ground(canvas: Canvas, style: int) -> None:
+    "Asphalt, pavement and grass below the horizon, of a style 0 to 7; changes the canvas."
     pixels, labels, (ns, nq) = ground(style)
     camera, z, h = canvas.camera, canvas.far, canvas.first
     q, s = camera.street(z[:, None] * canvas.ray, z[:, None])

@@ -120,7 +120,7 @@ def finish(
         np.minimum(layers, layers[5], out=layers)
     return cut_out(layers, pen.left + box[0] / pen.dots, pen.top - box[1] / pen.dots, pen.dots / 2, label)
 
-# %% ../../nbs/70_cutouts.ipynb #095c549b
+# %% ../../nbs/70_cutouts.ipynb #d10e847f
 def sheet(
     sprites: list[Sprite],  # what to show
     tints: list[tuple],  # a colour (0..1) for each tint
@@ -131,15 +131,13 @@ def sheet(
     from PIL import Image
 
     tiles = []
-    for sprite in sprites:
-        s = sprite.levels[0]
+    for s in (sprite.levels[0] for sprite in sprites):
         paint = np.tensordot(np.array(tints, np.float32)[: len(s) - 4], s[3:-1], axes=(0, 0)) if len(s) > 4 else 0
         rgb = s[:3] + paint + 0.62 * (1 - s[-1])
         picture = Image.fromarray((255 * rgb.clip(0, 1)).astype(np.uint8).transpose(1, 2, 0))
         picture.thumbnail((wide, height))
-        tile = Image.new("RGB", (picture.width + 8, height), (158, 158, 158))
-        tile.paste(picture, (4, height - picture.height))
-        tiles.append(np.asarray(tile))
+        tiles.append(Image.new("RGB", (picture.width + 8, height), (158, 158, 158)))
+        tiles[-1].paste(picture, (4, height - picture.height))
     return np.concatenate(tiles, 1)
 
 # %% ../../nbs/70_cutouts.ipynb #b8c1b196
@@ -154,7 +152,7 @@ def shares(
     n: int,  # its dots
     flip: bool = False,  # mirrored
 ) -> tuple[np.ndarray, slice]:  # weights [last - first, dots], and which dots
-    "Weights of n dots laid out over `size` pixels from `start`, by area, or bilinear where dots are larger than pixels."
+    "Weights of n dots laid out over `size` pixels from `start`, by area, or bilinear if few."
     step = n / size
     half = max(1, (step + 1) / 2)
     a, b = (first + 0.5 - start) * step, (last - 0.5 - start) * step
@@ -171,7 +169,7 @@ def shares(
         weights *= 1 / step
     return weights, dots
 
-
+# %% ../../nbs/70_cutouts.ipynb #d8524df8
 def resample(
     layers: np.ndarray,  # [C, H, W]
     rows: tuple[np.ndarray, slice],  # from `shares`

@@ -156,7 +156,7 @@ def streets(
     seed: int = 0,  # another seed, other scenes
     depth: bool = False,  # keep the distance of each pixel
 ) -> DenseSet:  # the same for the same arguments
-    "Rendered street scenes; those with anomalies show_picture at least 8 pixels of one. `ValueError` for an unknown split."
+    "Rendered street scenes; those with anomalies show at least 8 pixels of one. `ValueError` for an unknown split."
     split = nearest(split, _SPLITS, "split")
     kinds = _SPLITS[split]
     frames = [_visible(f"{split} {seed} {k}", height, width, kinds) for k in range(n)]
