@@ -63,7 +63,7 @@ def read_notebook(
         notebook = nbformat.v4.reads(text)
         nbformat.validate(notebook)
     except (*_UNREADABLE, nbformat.ValidationError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0][:300]
         raise BrokenNotebook(f"{path.name}: expected a notebook of format 4; {reason}") from None
     return notebook
 
@@ -137,10 +137,10 @@ def parameters(
     try:
         found = dict(_assigned(node) for node in ast.parse(tagged[0].source).body) if tagged else {}
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BrokenNotebook(f"{lecture.name}: expected lines `name = value` as parameters; {reason}") from None
+        reason = str(error).partition("\n")[0][:300]
+        raise BrokenNotebook(f"{lecture.path.name}: expected lines `name = value` as parameters; {reason}") from None
     if "scale" not in found:
-        raise BrokenNotebook(f"{lecture.name}: expected a cell tagged `parameters` that sets scale; got {[*found]}")
+        raise BrokenNotebook(f"{lecture.path.name}: expected a cell tagged `parameters` that sets scale; got {[*found]}")
     return found
 
 # %% ../../nbs/86_lectures.ipynb #67151d33
