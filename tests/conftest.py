@@ -1,18 +1,28 @@
 """Shared by all tests: the checkout, and the real image sets where they exist."""
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
 def pytest_configure():
     beside = ROOT.parent / "shared" / "data"
     if "DENSEGEN_DATA" not in os.environ and beside.is_dir():
         os.environ["DENSEGEN_DATA"] = str(beside)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals():
+    "Signals as a shell hands them on: in the background or under nohup some come ignored."
+    old = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, old[0])
+    signal.signal(signal.SIGHUP, old[1])
 
 
 @pytest.fixture(autouse=True)
