@@ -61,7 +61,7 @@ class Components:
     siou_predicted: Tensor  # float64 [P], the same with the roles exchanged
 
 # %% ../../nbs/52_components.ipynb #4f00e7dc
-SIZES = {"anomaly": (500, 100), "obstacle": (50, 10)}  # tracks: least pixels of a prediction, of an object, at full size
+SIZES = {"anomaly": (500, 100), "obstacle": (50, 10)}  # least pixels of a prediction, of an object, at full size
 _TAU = 0.25 + 0.05 * torch.arange(11).double()  # 0.25, 0.30 ... 0.75, as the benchmark computes them
 
 # %% ../../nbs/52_components.ipynb #0226ae88
