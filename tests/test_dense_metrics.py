@@ -11,10 +11,10 @@ from scipy import ndimage
 from sklearn.metrics import jaccard_score, precision_recall_curve
 
 from densegen.anomaly.scores import rank_metrics
+from densegen.dense.components import SIZES, ComponentMetrics, components, limits, size_groups
 from densegen.dense.metrics import (
-    SIZES, ComponentMetrics, best_f1_threshold, breakdown, by_image, compare_maps, compare_miou, components,
-    confusion, dense_metrics, distance_groups, from_counts, iou, judge, judge_maps, mean_iou, open_miou, score_maps,
-    size_groups,
+    best_f1_threshold, breakdown, by_image, compare_maps, compare_miou, confusion, dense_metrics, distance_groups,
+    from_counts, iou, judge, judge_maps, mean_iou, open_miou, score_maps,
 )
 from densegen.workbench.pictures import DenseSet
 
@@ -470,3 +470,11 @@ def test_counts_reach_the_rate_exactly():
 
 def test_rows_of_the_confusion_are_labels_and_columns_predictions():
     assert confusion(torch.tensor([2, 2, 1]), torch.tensor([0, 0, 1]), 3).tolist() == [[0, 0, 2], [0, 1, 0], [0, 0, 0]]
+
+
+def test_limits_shrink_with_the_area():
+    assert limits("obstacle", (1080, 1920)) == SIZES["obstacle"] and limits("anomaly", (720, 1280), (720, 1280)) == (500, 100)
+    assert limits("obstacle", (360, 640)) == (6, 1) and limits("anomaly", (180, 320), (720, 1280)) == (31, 6)
+    assert limits("obstacle", (9, 16)) == (1, 1)  # never nothing
+    with pytest.raises(ValueError, match="track: expected one of anomaly, obstacle; got 'fog'"):
+        limits("fog", (9, 16))

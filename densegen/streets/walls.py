@@ -6,7 +6,6 @@
 __all__ = ['PPM', 'Texture', 'blur', 'noise', 'facade', 'fence', 'hedge']
 
 # %% ../../nbs/74_walls.ipynb #bd2e1ebf
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
