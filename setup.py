@@ -26,8 +26,9 @@ setup(
     package_data={"densegen": ["assets/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
-        "dev": cfg["dev_requirements"].split() + cfg["score_requirements"].split(),
+        "dev": [word for part in ("dev", "score", "homework") for word in cfg[f"{part}_requirements"].split()],
         "score": cfg["score_requirements"].split(),
+        "homework": cfg["homework_requirements"].split(),
         "peers": cfg["peer_requirements"].split(),
     },
     entry_points={

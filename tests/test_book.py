@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-PAGES = sorted(p.stem for p in (ROOT / "nbs").glob("*.ipynb") if not p.name.startswith((".", "_")))
+PAGES = sorted(p.stem for p in (ROOT / "nbs").glob("*.ipynb") if not p.name.startswith((".", "_", "hw")))
 
 
 @pytest.fixture(scope="module")

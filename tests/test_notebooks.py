@@ -15,6 +15,7 @@ from densegen.course.runner import source_hash
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if not p.name.startswith("_"))
 LECTURES = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
+HOMEWORKS = [p for p in NOTEBOOKS if re.match(r"hw\d_", p.name)]
 COURSE = [p for p in LECTURES if not p.name.startswith("9") and p.name != "00_notation.ipynb"]
 
 
@@ -284,7 +285,15 @@ def test_cells_are_small(path):
     assert max(len(line) for c in code_cells(path) for line in c.source.splitlines()) <= 120
 
 
-@pytest.mark.parametrize("path", by_name(LECTURES))
+@pytest.mark.parametrize("path", by_name(HOMEWORKS))
+def test_cells_of_a_homework_are_small(path):
+    "A check holds its hidden part and the visible one, which makes it longer."
+    lines = [line for c in code_cells(path) for line in c.source.splitlines()]
+    assert max(len(c.source.strip().splitlines()) for c in code_cells(path)) <= 60
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("path", by_name(LECTURES + HOMEWORKS))
 def test_prose_comes_in_portions(path):
     for cell in read(path).cells:
         if cell.cell_type == "markdown" and not re.search(r"^## (References|Exercises|Summary)", cell.source, re.M):

@@ -26,12 +26,14 @@ from rich.text import Text
 
 from . import doctor, runner
 from .console import console, errors, fail, say, table_of
+from .homework_cli import homework_app
 from .lectures import BrokenNotebook, Lecture, UnknownName, checked, find, settings_from, typed
 from ..workbench.run import Scale, pick_device, repo_root, write_atomic
 
 # %% ../../nbs/97_cli.ipynb #48f0c15c
 app = typer.Typer(help="A course on generative modelling that you run.", no_args_is_help=True, add_completion=False)
 app.add_typer(doctor.data_app, name="data")
+app.add_typer(homework_app, name="homework")
 app.command()(doctor.doctor)
 
 # %% ../../nbs/97_cli.ipynb #f6cab66f

@@ -89,7 +89,7 @@ def _key(homework: Homework, settings: Settings, data: bytes) -> str:
     parts = [homework.source, settings.secret, str(settings), densegen.__version__]
     return hashlib.sha256("\0".join(parts).encode() + data).hexdigest()
 
-# %% ../../nbs/96_grading.ipynb #2a476748
+# %% ../../nbs/96_grading.ipynb #e0bf87fe
 def _run(notebook: nbformat.NotebookNode, calls: dict, settings: Settings, stop: threading.Event) -> Outcome:
     "Execute a restored notebook behind walls."
     kernel, limits = settings.kernel and settings.sandbox.kernels, settings.limits
@@ -97,6 +97,8 @@ def _run(notebook: nbformat.NotebookNode, calls: dict, settings: Settings, stop:
     outcome = confined(settings.sandbox, "densegen.course.student.main", json.dumps(request).encode(), limits, stop)
     if stop.is_set():
         raise KeyboardInterrupt
+    if not outcome.output.startswith(b'{"started"'):
+        raise RuntimeError(f"the sandbox did not start: {outcome.errors or outcome.stopped}")
     return outcome
 
 # %% ../../nbs/96_grading.ipynb #6a9b7914

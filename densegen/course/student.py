@@ -57,7 +57,7 @@ class _Shown(io.StringIO):
 def _out_of_time(*signal_and_frame: Any) -> None:
     raise TimeoutError("the cell took too long")
 
-# %% ../../nbs/94_student.ipynb #02e77b3f
+# %% ../../nbs/94_student.ipynb #e5d2dd52
 def run_cell(
     source: str,  # of a code cell
     namespace: dict,  # in which it runs
@@ -72,7 +72,8 @@ def run_cell(
             tree = ast.parse(re.sub(r"(?m)^[%!].*$", "", source))
             last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
             exec(compile(tree, "<cell>", "exec"), namespace)
-            if last is not None and (value := eval(compile(ast.Expression(last.value), "<cell>", "eval"), namespace)) is not None:
+            value = last and eval(compile(ast.Expression(last.value), "<cell>", "eval"), namespace)
+            if value is not None:
                 print(repr(value))
     except BaseException as error:
         line = {"ename": type(error).__name__, "evalue": str(error)[:500], "traceback": []}
@@ -127,7 +128,7 @@ def _frame(numbers: list[int | None], index: int, outputs: list[dict]) -> dict:
     found = (output.get("data", {}).get(ANSWERS) for output in outputs)
     return {"cell": numbers[index - 1], "answers": next(filter(None, found), "")}
 
-# %% ../../nbs/94_student.ipynb #5b1a6cbb
+# %% ../../nbs/94_student.ipynb #76d84a7c
 def _client_class():
     "A papermill client that sends each cell when it is done and bounds what a cell shows."
     from jupyter_core.utils import run_sync
@@ -141,7 +142,8 @@ def _client_class():
         def process_message(self, message, cell, cell_index):
             content = message["content"]
             if message["msg_type"] in ("stream", "display_data", "execute_result") and self.numbers[cell_index] is not None:
-                size = len(content["text"]) if "text" in content else sum(len(str(v)) for k, v in content["data"].items()) // 10
+                texts = [content["text"]] if "text" in content else map(str, content["data"].values())
+                size = sum(map(len, texts)) // (1 if "text" in content else 20)  # pictures may be larger
                 self.shown[cell_index] = self.shown.get(cell_index, 0) + size
                 if self.shown[cell_index] > _TEXT:
                     return None
@@ -190,7 +192,7 @@ def _limit(limits: dict) -> None:
         number = number if hard == resource.RLIM_INFINITY else min(number, hard)
         resource.setrlimit(kind, (number, number))
 
-# %% ../../nbs/94_student.ipynb #3f6c8fc3
+# %% ../../nbs/94_student.ipynb #8d9644d1
 def main() -> None:
     "Read a request from standard input, execute it, write a line for each cell to standard output."
     request = json.load(sys.stdin.buffer)
@@ -202,6 +204,7 @@ def main() -> None:
         shutil.copytree(fonts, os.environ["MPLCONFIGDIR"])
     _limit(request["limits"])
     send = lambda frame: channel.write(json.dumps(frame).encode() + b"\n")
+    send({"started": True})
     try:
         (_in_kernel if request["kernel"] else _plainly)(request, send)
     finally:
