@@ -65,14 +65,14 @@ def _clean(text: Any) -> str:
     text = text if isinstance(text, str) else ""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", text).encode("utf-8", "replace").decode()
 
-# %% ../../nbs/95_judging.ipynb #ac2bb101
+# %% ../../nbs/95_judging.ipynb #af80d557
 def read_lines(
     output: bytes,  # of a student's process
 ) -> tuple[dict[int, list], dict[int, str]]:
     "Outputs and answers by the cell's number; the first line of each counts."
     outputs, answers = {}, {}
     for line in output.split(b"\n"):
-        with contextlib.suppress(ValueError, RecursionError, TypeError, AttributeError):
+        with contextlib.suppress(ValueError, RecursionError, TypeError, AttributeError, LookupError):
             frame = json.loads(line)
             if type(frame["cell"]) is int and isinstance(frame.get("outputs"), list):
                 outputs.setdefault(frame["cell"], [o for o in map(_output, frame["outputs"][:100]) if o])
