@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from .dense_hybrid import DenseHybrid
 from .embedding_density import ODIN, ColourDistance, EmbeddingDensity, LogitDetector, PositionPrior
 from .resynthesis import train_resynthesis
-from .segmentation import batches, train_ladder
+from .augmentation import batches
+from .segmentation import train_ladder
 from .streets import DenseSet
 from .synthetic_negatives import NFlowJS, PatchFlow, crop_batches, synthetic_batches
 from .two_heads import TwoHeads, fine_tune, mixed_batches
