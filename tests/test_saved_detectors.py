@@ -48,7 +48,6 @@ KINDS = {
     "posterior": lambda m, x, y: HybridHalf(DenseHybrid(m, 6), 0),
     "density": lambda m, x, y: HybridHalf(DenseHybrid(m, 6), 1),
     "NFlowJS": lambda m, x, y: NFlowJS(m, PatchFlow()),
-    "ODIN": lambda m, x, y: ODIN(m),
 }
 
 
@@ -60,6 +59,11 @@ def test_saved_loaded_and_scored(ladder, scenes, tmp_path, kind):
     for count in (1, 3):
         images = scenes[0][:count]
         torch.testing.assert_close(file.score(images), detector.anomaly_score(images), atol=1e-3, rtol=1e-3)
+
+
+def test_odin_needs_python_and_says_so(ladder):
+    with pytest.raises(ValueError, match="ODIN takes a step along a gradient, .* score it in Python"):
+        export_detector(ODIN(ladder), SIZE)
 
 
 def test_a_model_that_asks_for_its_length_gets_the_reason_in_full(ladder):

@@ -63,6 +63,8 @@ class ODIN(Odin):
 
     def anomaly_score(self, images: Tensor) -> Tensor:
         "[B, 3, H, W] -> float32 [B, H, W], higher is more anomalous; `step` is in grey levels of 0..255."
+        if torch.compiler.is_exporting():
+            raise ValueError("ODIN takes a step along a gradient, which no file of operators can: score it in Python")
         return super().anomaly_score(images.float())
 
 # %% ../../nbs/53_embedding_density.ipynb #0080c1b7
