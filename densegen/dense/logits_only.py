@@ -25,15 +25,14 @@ class LogitsModel(SegmentationModel):
         logits: Callable[[Tensor], Tensor],  # normalized images [B, 3, H, W] to [B, K, h, w]
         mean: tuple[float, ...] = IMAGENET["mean"],  # of the pixels in 0..1
         std: tuple[float, ...] = IMAGENET["std"],
-        traceable: bool = False,  # torch.export can follow it
     ):
         super().__init__()
-        self.logits, self.mean, self.std, self.traceable = logits, tuple(mean), tuple(std), traceable
+        self.logits, self.mean, self.std = logits, tuple(mean), tuple(std)
         self.eval()
 
     @torch.no_grad()
     def forward(self, images):
-        if torch.compiler.is_exporting() and not self.traceable:
+        if torch.compiler.is_exporting():
             raise ValueError("a model known by its logits alone, which cannot be traced: score it in Python")
         coarse = self.logits(self.normalized(images))
         if coarse.ndim != 4 or coarse.shape[0] != images.shape[0]:
@@ -56,12 +55,13 @@ def _onnx(data: bytes) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(None, {name: np.ascontiguousarray(x.cpu())})[0])
 
 # %% ../../nbs/59_logits_only.ipynb #c0060e5e
-def _archive(data: bytes) -> tuple[Callable[[Tensor], Tensor], bool]:
-    "The function of a trusted archive, and whether torch.export can follow it."
+def _archive(data: bytes) -> Callable[[Tensor], Tensor]:
+    "The function of a trusted archive; no part of the model, since an exported program has no modes."
     try:
-        return torch.export.load(io.BytesIO(data)).module(), True
+        module = torch.export.load(io.BytesIO(data)).module()
     except Exception:  # no exported program
-        return torch.jit.load(io.BytesIO(data), map_location="cpu").eval(), False
+        module = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
+    return lambda x: module(x)
 
 # %% ../../nbs/59_logits_only.ipynb #e9a274da
 def read_logits(
@@ -71,16 +71,16 @@ def read_logits(
     trust: bool = False,  # read archives of torch too: they may do on this machine whatever you may do
 ) -> LogitsModel:
     "A model from a file; `ValueError` for one that cannot be read or is not trusted, `ImportError` without onnxruntime."
-    data, traceable = Path(path).read_bytes(), False
+    data = Path(path).read_bytes()
     archive = data[:2] == b"PK"
     if archive and not trust:
         raise ValueError(f"{path}: expected ONNX; got an archive of torch, which can run any command when it is read. "
                          "Ask for ONNX, or trust it (trust=True) if you wrote it yourself")
     try:
-        logits, traceable = _archive(data) if archive else (_onnx(data), False)
+        logits = _archive(data) if archive else _onnx(data)
     except ImportError:
         raise
     except Exception as error:  # a damaged file fails anywhere
         got = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: expected a model in ONNX, TorchScript or .pt2; {got}") from error
-    return LogitsModel(logits, mean, std, traceable)
+    return LogitsModel(logits, mean, std)
