@@ -191,7 +191,7 @@ def test_every_file_of_every_set_has_a_hash(name):
     source = SOURCES[name]
     assert len(source.npz) == len(source.sha256) and len(source.official) % len(source.splits) in (0, 1)
     assert all(len(known) == 64 for file, known in zip(source.npz, source.sha256) if file)
-    assert all(len(known) == 32 for _, known in source.official)
+    assert all(len(known) == (64 if source.read == "pth" else 32) for _, known in source.official)
 
 
 def test_a_folder_or_an_unreadable_file_is_no_set(home, monkeypatch):  # noqa: F811
@@ -336,12 +336,25 @@ def test_download_goes_into_the_cache_and_is_checked(home, monkeypatch):  # noqa
     assert data.check("svhn") == "ok"
 
 
+def test_weights_are_no_images_and_are_fetched_by_their_sha256(home, monkeypatch):  # noqa: F811
+    with pytest.raises(ValueError, match="name: expected one of digits, mnist"):
+        images("espnetv2_cityscapes")
+    with pytest.raises(DataNotFound, match="espnetv2_s2_cityscapes.npz in .* `densegen data fetch espnetv2_cityscapes`"):
+        sources.files_of("espnetv2_cityscapes", "weights")
+    asked = []
+    monkeypatch.setattr("pooch.retrieve", lambda url, known_hash, fname, path: asked.append((url, known_hash)) or fname)
+    data.fetch("espnetv2_cityscapes")
+    ((url, known),) = asked
+    assert url.startswith("https://raw.githubusercontent.com/sacmehta/EdgeNets/2b232d3f7fb6") and url.endswith(".pth")
+    assert known.startswith("sha256:") and len(known) == 71
+
+
 # the real sets, where they are
 
 REAL = ROOT.parent / "shared" / "data"
 
 
-@pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.npz])
+@pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.npz and source.read != "pth"])
 def test_real_sets_are_whole(name, monkeypatch):
     if not (REAL / SOURCES[name].npz[0]).exists():
         pytest.skip(f"{name}: no {SOURCES[name].npz[0]} in {REAL}")

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from densegen.dense.adapters import FrozenBackbone, HuggingFaceModel, TorchvisionModel, from_timm, tokens_to_map
+from densegen.dense.augmentation import augment, batches
+from densegen.dense.lite import LiteEncoder, lite0_weights
 from densegen.dense.segmentation import (
-    Dense, FrozenBackbone, HuggingFaceModel, Ladder, LiteEncoder, SegmentationModel, TorchvisionModel, adamw, augment,
-    batches, class_weights, from_timm, lite0_weights, overlap_loss, pixel_cross_entropy, tokens_to_map, train_ladder,
+    Dense, Ladder, SegmentationModel, adamw, class_weights, overlap_loss, pixel_cross_entropy, train_ladder,
 )
 from densegen.streets.scenes import streets
 
@@ -19,20 +21,26 @@ def small(classes=5, **options):
     return Ladder(classes, (4, 8, 8, 12, 12), (8, 8, 6), **options)
 
 
+class LowAndHigh(nn.Module):
+    "As the head of LR-ASPP."
+
+    def __init__(self):
+        super().__init__()
+        self.low_classifier, self.high_classifier = nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, maps):
+        return self.low_classifier(maps["low"]) + self.high_classifier(maps["high"])
+
+
 class FakeTorchvision(nn.Module):
     def __init__(self, low=False):
         super().__init__()
         self.body, self.low = nn.Conv2d(3, 6, 3, 8, 1), low
-        self.classifier = self._both if low else nn.Conv2d(6, 4, 1)
-        if low:
-            self.last = nn.Conv2d(6, 4, 1)
+        self.classifier = LowAndHigh() if low else nn.Sequential(nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 1))
 
     def backbone(self, x):
         maps = [("aux", self.body(x)), ("out", self.body(x) * 2)]
         return OrderedDict([("low", maps[0][1]), ("high", maps[1][1])] if self.low else maps)
-
-    def _both(self, maps):
-        return self.last(maps["low"] + maps["high"])
 
 
 class FakeHuggingFace(nn.Module):
@@ -352,7 +360,7 @@ def test_real_timm_if_installed():
 
 def test_real_torchvision_if_installed():
     pytest.importorskip("torchvision")
-    from densegen.dense.segmentation import from_torchvision
+    from densegen.dense.adapters import from_torchvision
 
     model = from_torchvision("lraspp_mobilenet_v3_large", weights=None).eval()
     assert model(torch.zeros(1, 3, 64, 96)).logits.shape == (1, 21, 64, 96)
@@ -366,7 +374,7 @@ def test_real_segformer_if_installed():
 
 
 def test_contract_is_named():
-    assert issubclass(Ladder, SegmentationModel) and Dense._fields == ("logits", "features", "coarse")
+    assert issubclass(Ladder, SegmentationModel) and Dense._fields == ("logits", "features", "coarse", "penultimate")
 
 
 class Normed(torch.nn.Module):

@@ -100,7 +100,7 @@ def test_score_is_the_log_posterior(scenes):
     score = model.anomaly_score(scenes.images)
     assert score.shape == (6, 64, 96) and score.dtype == torch.float32 and (score <= 0).all() and not score.requires_grad
     dense = model.model(scenes.images)
-    two = F.interpolate(model.outlier(dense.features[-1]), dense.logits.shape[2:], mode="bilinear", align_corners=False)
+    two = F.interpolate(model.outlier(dense.penultimate), dense.logits.shape[2:], mode="bilinear", align_corners=False)
     assert torch.allclose(score, two.log_softmax(1)[:, 1], atol=1e-5)
     sure = copy.deepcopy(model)
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_hybrid_score_and_its_parts(scenes):
     dense = model.model(scenes.images)
     fit = lambda x: F.interpolate(x[:, None], scenes.images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     assert torch.allclose(density, fit(dense.coarse.exp().sum(1).log()), atol=1e-4)
-    assert torch.allclose(posterior, fit(model.outlier(dense.features[-1]).log_softmax(1)[:, 1]), atol=1e-5)
+    assert torch.allclose(posterior, fit(model.outlier(dense.penultimate).log_softmax(1)[:, 1]), atol=1e-5)
     assert torch.allclose(model.anomaly_score(scenes.images), posterior - density, atol=1e-4)
     assert torch.equal(model.score(dense), model.anomaly_score(scenes.images))
     with torch.no_grad():
@@ -144,8 +144,8 @@ def test_hybrid_score_and_its_parts(scenes):
     assert score.isfinite().all() and score.dtype == torch.float32 and len(score.unique()) > 100
 
 
-def test_hybrid_without_coarse_logits_and_with_coarser_features(scenes):
-    "A model of the user's may hand out full-size logits only, or features on another grid than its logits."
+def test_hybrid_without_coarse_logits_and_with_a_coarser_map(scenes):
+    "A model of the user's may hand out full-size logits only, or a penultimate map on another grid than its logits."
 
     class Other(SegmentationModel):
         def __init__(self, coarse):
@@ -156,7 +156,7 @@ def test_hybrid_without_coarse_logits_and_with_coarser_features(scenes):
             x = self.normalized(images)
             coarse = self.high(x[:, :, ::4, ::4])
             full = F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)
-            return Dense(full, (self.low(x),), coarse if self.coarse else None)
+            return Dense(full, (), coarse if self.coarse else None, self.low(x))
 
     torch.manual_seed(0)
     for coarse in (True, False):

@@ -14,10 +14,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from .augmentation import batches
 from .dense_hybrid import DenseHybrid
 from .embedding_density import ODIN, ColourDistance, EmbeddingDensity, LogitDetector, PositionPrior
 from .resynthesis import train_resynthesis
-from .segmentation import batches, train_ladder
+from .segmentation import train_ladder
 from .synthetic_negatives import NFlowJS, PatchFlow, crop_batches, synthetic_batches
 from .two_heads import TwoHeads, fine_tune, mixed_batches
 from ..workbench.pictures import DenseSet

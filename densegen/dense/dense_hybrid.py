@@ -30,7 +30,7 @@ class DenseHybrid(TwoHeads):
     def __init__(
         self,
         model: SegmentationModel,  # is trained further
-        channels: int,  # of its last features
+        channels: int,  # of its penultimate map
         beta: float = 0.03,  # weight of the density on negatives; the head has ten times as much
     ):
         super().__init__(model, channels, 10 * beta)

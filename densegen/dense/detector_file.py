@@ -39,8 +39,16 @@ class _Scorer(nn.Module):
         return self.detector.anomaly_score(images).float()
 
 # %% ../../nbs/61_detector_file.ipynb #b96ec977
+_FIXED = (
+    "the number of images became a constant while it was traced: `len(x)` of a tensor does that, and so does a number "
+    "made of it; `x.shape[0]` stays free"
+)
+
+
 def _reason(error: Exception) -> str:
-    "The first line of an error that says something."
+    "The first line of an error that says something; in plain words where torch's own do not help."
+    if "Constraints violated" in str(error) or "specialized" in str(error):
+        return _FIXED
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line[line.index("No ONNX") :] for line in lines if "No ONNX function" in line), lines[0])[:300]
 
@@ -51,6 +59,9 @@ def export_detector(
 ) -> torch.export.ExportedProgram:  # uint8 [B, 3, h, w] -> float32 [B, h, w], for any B
     "The anomaly score as a graph, traced on the CPU in evaluation mode; `ValueError` if it cannot be traced."
     scorer = _Scorer(copy.deepcopy(detector).cpu()).eval()
+    if any(isinstance(part, torch.jit.ScriptModule) for part in scorer.modules()):
+        need = "detector: expected one that torch.export can trace; got a part in TorchScript, which has no source"
+        raise ValueError(f"{need}: score it in Python")
     example = torch.zeros(2, 3, *tile, dtype=torch.uint8)
     try:
         with torch.no_grad():

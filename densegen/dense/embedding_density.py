@@ -63,6 +63,8 @@ class ODIN(Odin):
 
     def anomaly_score(self, images: Tensor) -> Tensor:
         "[B, 3, H, W] -> float32 [B, H, W], higher is more anomalous; `step` is in grey levels of 0..255."
+        if torch.compiler.is_exporting():
+            raise ValueError("ODIN takes a step along a gradient, which no file of operators can: score it in Python")
         return super().anomaly_score(images.float())
 
 # %% ../../nbs/53_embedding_density.ipynb #0080c1b7
@@ -81,7 +83,7 @@ class PositionPrior(nn.Module):
         "[B, 3, H, W] -> float32 [B, H, W], higher is more anomalous."
         surprise = F.interpolate(self.surprise[None], images.shape[2:], mode="bilinear")
         named = self.model(images).logits.argmax(1)
-        return surprise.expand(len(images), -1, -1, -1).gather(1, named[:, None])[:, 0]
+        return surprise.expand(images.shape[0], -1, -1, -1).gather(1, named[:, None])[:, 0]
 
 # %% ../../nbs/53_embedding_density.ipynb #e36b3188
 class ColourDistance(nn.Module):
@@ -174,7 +176,7 @@ class EmbeddingDensity(nn.Module):
         for k, density, average in zip(self.layers, self.densities, self.average):
             z = features[k]
             log_prob = density.log_prob(_pixels(z)) - average
-            score = -log_prob.unflatten(0, (len(z), *z.shape[2:]))[:, None]
+            score = -log_prob.unflatten(0, (z.shape[0], *z.shape[2:]))[:, None]
             maps.append(F.interpolate(score, images.shape[2:], mode="bilinear", align_corners=False))
         return torch.cat(maps, 1).float()
 

@@ -36,7 +36,7 @@ def _one_hot(labels: Tensor, classes: int) -> Tensor:
 def _place(x: Tensor) -> Tensor:
     "Row and column of each pixel in -1..1, [B, 2, H, W]."
     rows, columns = (torch.linspace(-1, 1, n, device=x.device) for n in x.shape[2:])
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(len(x), -1, -1, -1)
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(x.shape[0], -1, -1, -1)
 
 # %% ../../nbs/54_resynthesis.ipynb #12a9d2a9
 class _Hourglass(nn.Module):

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .segmentation import SegmentationModel, augment, pixel_cross_entropy
+from .augmentation import augment
+from .segmentation import SegmentationModel, pixel_cross_entropy
 from .two_heads import OUTLIER, mean_over
 from ..flows.dequantization import UniformNoise, bits_per_dim, multiscale
 from ..flows.glow import GlowSteps, initialize_actnorm

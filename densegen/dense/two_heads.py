@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .segmentation import Dense, SegmentationModel, adamw, augment, pixel_cross_entropy
+from .augmentation import augment
+from .segmentation import Dense, SegmentationModel, adamw, pixel_cross_entropy
 from ..workbench.pictures import VOID, DenseSet
 
 # %% ../../nbs/55_two_heads.ipynb #e9bc8f3f
@@ -60,12 +61,12 @@ def resized(
 
 # %% ../../nbs/55_two_heads.ipynb #b019587f
 class TwoHeads(SegmentationModel):
-    "A segmentation model with an outlier head over its last features (Bevandić et al., GCPR 2019)."
+    "A segmentation model with an outlier head over its penultimate map (Bevandić et al., GCPR 2019)."
 
     def __init__(
         self,
         model: SegmentationModel,  # is trained further
-        channels: int,  # of its last features
+        channels: int,  # of its penultimate map
         beta: float = 0.5,  # weight of the outlier head's loss
     ):
         super().__init__()
@@ -78,8 +79,10 @@ class TwoHeads(SegmentationModel):
         return dense.logits, resized(self.log_odds(dense), images.shape[2:])
 
     def log_odds(self, dense: Dense) -> Tensor:
-        "log P(d_out | x) - log P(d_in | x), [B, h, w] on the grid of the last features."
-        two = self.outlier(dense.features[-1]).float()
+        "log P(d_out | x) - log P(d_in | x), [B, h, w] on the grid of the penultimate map."
+        if dense.penultimate is None:
+            raise ValueError("model: expected a penultimate map, which the second head reads; got logits alone")
+        two = self.outlier(dense.penultimate).float()
         return two[:, 1] - two[:, 0]
 
     def forward(self, images):

@@ -78,7 +78,7 @@ def no_change(
     x: Tensor,  # [B, ...]
 ) -> Tensor:  # zeros [B], float32 or wider
     "The `ladj` of a map that keeps volume."
-    return x.new_zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
+    return x.new_zeros(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
 
 # %% ../../nbs/30_bijections.ipynb #ef3f444e
 class Affine(Bijection):
@@ -97,11 +97,11 @@ class Affine(Bijection):
 
     def forward(self, x, context=None):
         z = (wide(x) - wide(self.shift)) * torch.exp(-wide(self.log_scale))
-        return z.to(x.dtype), -wide(self.log_scale).sum().expand(len(x))
+        return z.to(x.dtype), -wide(self.log_scale).sum().expand(x.shape[0])
 
     def inverse(self, z, context=None):
         x = wide(z) * torch.exp(wide(self.log_scale)) + wide(self.shift)
-        return x.to(z.dtype), wide(self.log_scale).sum().expand(len(z))
+        return x.to(z.dtype), wide(self.log_scale).sum().expand(z.shape[0])
 
 # %% ../../nbs/30_bijections.ipynb #a7dfb286
 class StandardNormal(nn.Module):

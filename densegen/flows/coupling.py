@@ -103,7 +103,7 @@ class Coupling(Bijection):
 def _joined(kept: Tensor, context: Tensor | None, width: int) -> Tensor:
     if width == 0 and context is None:
         return kept
-    if context is None or context.shape[:2] != (len(kept), width) or context.ndim not in (2, kept.ndim):
+    if context is None or context.shape[:2] != (kept.shape[0], width) or context.ndim not in (2, kept.ndim):
         got = "none" if context is None else list(context.shape)
         expected = f"[{len(kept)}, {width}]" if width else "none, for this flow was made with context=0"
         raise ValueError(f"context: expected {expected}; got {got}")

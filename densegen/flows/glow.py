@@ -46,12 +46,12 @@ class ActNorm(Bijection):
     def forward(self, x, context=None):
         shift, log_scale = wide(self.shift), wide(self.log_scale)
         z = (wide(x) - shift[:, None, None]) * torch.exp(-log_scale)[:, None, None]
-        return z.to(x.dtype), -(x.shape[2] * x.shape[3] * log_scale.sum()).expand(len(x))
+        return z.to(x.dtype), -(x.shape[2] * x.shape[3] * log_scale.sum()).expand(x.shape[0])
 
     def inverse(self, z, context=None):
         shift, log_scale = wide(self.shift), wide(self.log_scale)
         x = wide(z) * torch.exp(log_scale)[:, None, None] + shift[:, None, None]
-        return x.to(z.dtype), (z.shape[2] * z.shape[3] * log_scale.sum()).expand(len(z))
+        return x.to(z.dtype), (z.shape[2] * z.shape[3] * log_scale.sum()).expand(z.shape[0])
 
 # %% ../../nbs/33_glow.ipynb #002ffbb7
 def _uncast(x: Tensor):
@@ -96,13 +96,13 @@ class InvertibleConv(Bijection):
     def forward(self, x, context=None):
         with _uncast(x):
             z = torch.matmul(self.weight(), wide(x).flatten(2)).view_as(x)
-        return z.to(x.dtype), (x.shape[2] * x.shape[3] * wide(self.log_s).sum()).expand(len(x))
+        return z.to(x.dtype), (x.shape[2] * x.shape[3] * wide(self.log_s).sum()).expand(x.shape[0])
 
     def inverse(self, z, context=None):
         weight = _inverse_of(self.p, self.lu, self.sign, self.log_s)
         with _uncast(z):
             x = torch.matmul(weight.to(wide(z).dtype), wide(z).flatten(2)).view_as(z)
-        return x.to(z.dtype), -(z.shape[2] * z.shape[3] * wide(self.log_s).sum()).expand(len(z))
+        return x.to(z.dtype), -(z.shape[2] * z.shape[3] * wide(self.log_s).sum()).expand(z.shape[0])
 
 # %% ../../nbs/33_glow.ipynb #acd29230
 class GlowStep(Compose):
@@ -162,7 +162,7 @@ def _forward_all(x, steps, weight, bias):
     for step, w, b in zip(steps, weight, bias):
         coupling = step.bijections[2]
         with _uncast(x):
-            mixed = torch.baddbmm(b, w.expand(len(x), -1, -1), x.flatten(2)).view_as(x)
+            mixed = torch.baddbmm(b, w.expand(x.shape[0], -1, -1), x.flatten(2)).view_as(x)
         kept, changed = mixed.split(coupling.sizes, 1)
         changed, log_slope = coupling.transform.forward(changed, answers(coupling.net, kept))
         slopes.append(log_slope)
@@ -179,7 +179,7 @@ def _inverse_all(z, steps, weight, bias):
         slopes.append(log_slope)
         z = torch.cat([kept, changed], 1)
         with _uncast(z):
-            z = torch.baddbmm(b, w.expand(len(z), -1, -1), z.flatten(2)).view_as(z)
+            z = torch.baddbmm(b, w.expand(z.shape[0], -1, -1), z.flatten(2)).view_as(z)
     return z, total(torch.cat(slopes, 1))
 
 # %% ../../nbs/33_glow.ipynb #2257343b

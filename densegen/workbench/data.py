@@ -252,12 +252,12 @@ _READERS = {"npz": _npz, "idx": _idx, "cifar": _cifar, "svhn": _svhn}
 
 # %% ../../nbs/08_data.ipynb #d059b2b1
 def images(
-    name: str,  # "digits", or one of `SOURCES`
+    name: str,  # "digits", or one of `SOURCES` that has images
     split: str = "train",  # which part
     download: bool = False,  # fetch it if it is missing
 ) -> ImageSet:  # uint8 images with labels
     "A set of images by name; `DataNotFound` and `DataCorrupted` say which file, where, and what to do."
-    name = nearest(name, ("digits", *SOURCES))
+    name = nearest(name, ("digits", *(known for known in SOURCES if SOURCES[known].read != "pth")))
     splits = ("train", "test") if name == "digits" else SOURCES[name].splits
     split = nearest(split, splits, f"{name}: split")
     if name == "digits":

@@ -101,10 +101,6 @@ SOURCES |= {
         (1, 28, 28), 242, "MIT", ("omniglot_28x28.npz",),
         ("612aaebb84b042799c37f444d4adbc2d2b1c8695bde3b6fc060a7afb2c42804a",), ("test",),
     ),
-}
-
-# %% ../../nbs/07_sources.ipynb #e7d4309f
-SOURCES |= {
     "cifar10": Source(
         (3, 32, 32), 10, "none stated", ("cifar10_lossless_train4k.npz",),
         ("ca49702790102460a34845acc2fc8a8f167c4f078a3a718ed2884c3b8b9163cc",), ("train", "test"),
@@ -146,6 +142,18 @@ SOURCES |= {
             "f29da36ee52f98bb0539ad0a05cd0355237261fbc0b6267f636188649d6c809e",
         ),
         ("road_anomaly", "anomaly_track", "obstacle_track"), dense="an anomaly map", void=255,
+    ),
+}
+
+# %% ../../nbs/07_sources.ipynb #fcfa1569
+_EDGENETS = "https://raw.githubusercontent.com/sacmehta/EdgeNets/2b232d3f7fb60658755dad1ebca0ffc895cc795e/"
+SOURCES |= {
+    "espnetv2_cityscapes": Source(
+        (3, 512, 1024), 19, "MIT; Cityscapes: non-commercial use", ("models/espnetv2_s2_cityscapes.npz",),
+        ("fd40aa5526b7634215c50eb98cfb785d54b5e3e130b76283f2a54712bc8bb762",), ("weights",),
+        _EDGENETS + "model/segmentation/model_zoo/espnetv2/",
+        (("espnetv2_s_2.0_city_1024x512.pth", "a72d59699801c7ce8e8b89a53af9097eaaa60dc12180ecde86fd700ba1222fe8"),),
+        "pth", dense="weights of a network",
     ),
 }
 
@@ -213,11 +221,12 @@ def fetch(
     if not source.official:
         raise DataNotFound(f"{name}: has no official download; put {source.npz[0]} into the folder DENSEGEN_DATA")
     folder, paths = Path(pooch.os_cache("densegen")) / name, []
-    for file, md5 in source.official:
+    for file, known in source.official:
+        stamp = f"{_method(known)}:{known}"
         try:
-            paths.append(Path(pooch.retrieve(source.url + file, f"md5:{md5}", fname=file, path=folder)))
+            paths.append(Path(pooch.retrieve(source.url + file, stamp, fname=file, path=folder)))
         except ValueError as error:
-            raise DataCorrupted(f"{name}: {file} arrived with another hash than md5 {md5}; try again later") from error
+            raise DataCorrupted(f"{name}: {file} arrived with another hash than {stamp}; try again later") from error
         except OSError as error:
             place = f"copy it into {folder} by hand, or use 'digits' or 'patches', which need no network"
             raise DataNotFound(f"{name}: {file} could not be fetched ({error}); {place}") from error
@@ -240,12 +249,16 @@ def _hash(path: Path, method: str) -> str:
     return _hashes[key]
 
 # %% ../../nbs/07_sources.ipynb #d559c8be
+def _method(known: str) -> str:
+    return "md5" if len(known) == 32 else "sha256"
+
+
 def verify(
     path: Path,  # a file
     known: str,  # its published hash: md5 or sha256
 ) -> None:
     "`DataCorrupted` unless the file has the published hash."
-    method = "md5" if len(known) == 32 else "sha256"
+    method = _method(known)
     try:
         actual = _hash(path, method)
     except OSError as error:
@@ -287,4 +300,5 @@ def _missing(name: str, split: str) -> str:
     files = ", ".join(filter(None, kept)) or f"{', '.join(file for file, _ in home)} in a folder {name}"
     place = f"the folder DENSEGEN_DATA ({own})" if own else "a folder that the environment variable DENSEGEN_DATA names"
     online = f"; or, online, run `densegen data fetch {name}`" if source.official else ""
-    return f"{name}: expected {files} in {place}{online}. Without it, use 'digits' or 'patches', which need no files."
+    known = "a network of your own" if source.read == "pth" else "'digits' or 'patches', which need no files"
+    return f"{name}: expected {files} in {place}{online}. Without it, use {known}."
