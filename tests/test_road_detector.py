@@ -73,9 +73,10 @@ def test_crops_are_the_same_for_the_same_seed_and_foreign_in_the_wanted_share(fr
     (x, y), (_, again) = draw(60, dice(3)), draw(60, dice(3))
     assert x.shape == (60, 3, 96, 128) and x.dtype == torch.float32 and torch.equal(y, again)
     assert 18 <= (y == OUTLIER).flatten(1).any(1).sum() <= 42
-    none = mixed_crops(frames, photo_pieces(photos), (96, 128), share=0.0)(20, dice())[1]
-    assert not (none == OUTLIER).any() and (none == VOID).any()
-    assert set(none.unique().tolist()) <= {*range(11), VOID}
+    for decoys in (False, True):
+        none = mixed_crops(frames, photo_pieces(photos), (96, 128), decoys, (0.99, 1.01), share=0.0)(20, dice())[1]
+        assert not (none == OUTLIER).any() and set(none.unique().tolist()) <= {*range(11), VOID}
+        assert (none == VOID).any() == decoys  # the borders of decoys
 
 
 def test_labels_stay_with_their_pixels(frames):
@@ -83,6 +84,8 @@ def test_labels_stay_with_their_pixels(frames):
     known = y != VOID
     assert known.float().mean() > 0.5
     assert ((x[:, 0] / 10 - y.float()).abs()[known] < 0.6).float().mean() > 0.9
+    two = torch.where(frames.labels % 2 == 0, 0, 10).to(torch.uint8)  # nothing between them
+    assert set(photo_negatives._cropped(frames.images, two, (96, 128), (0.8, 1.2), dice(1))[1].unique().tolist()) <= {0, 10, VOID}
 
 
 def test_borrowed_detail_sharpens_a_photograph_and_leaves_what_it_shows(photos):

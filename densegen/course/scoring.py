@@ -43,14 +43,11 @@ class Senseless(ValueError):
 # %% ../../nbs/91_scoring.ipynb #2900910b
 def _detector(request: Request) -> SavedDetector:
     "The detector with the threshold that was asked for; `Senseless` if there is none."
-    threshold = request.threshold
+    threshold, path, where = request.threshold, request.model, request.device
     if threshold is not None and not math.isfinite(threshold):
         raise Senseless(f"--threshold: expected a number; got {threshold}")
     try:
-        if request.model is None:
-            saved = load_shipped(request.device)
-        else:
-            saved = load_detector(request.model, request.device, request.trust)
+        saved = load_detector(path, where, request.trust) if path else load_shipped(where)
     except OSError as error:
         raise Senseless(f"--model {request.model}: {error.strerror}") from None
     except ImportError as error:

@@ -39,10 +39,7 @@ class FrozenLite(LiteEncoder):
     widths = (24, 40, 112, 320)
     table = (*LiteEncoder.table[:-1], (6, 5, 2, 192, 4), (6, 3, 1, 320, 1))
 
-    def __init__(
-        self,
-        weights: dict[str, Tensor] | None = None,  # as from `lite0_weights`; None leaves it untrained
-    ):
+    def __init__(self, weights: dict[str, Tensor] | None = None):
         super().__init__(weights, frozen=16)
         self.to(memory_format=torch.channels_last)
 
@@ -164,13 +161,9 @@ def encoded(
     "Crops as features: a frozen encoder sees each crop once."
     store = deque(maxlen=keep)
 
-    def more(n: int, generator: torch.Generator) -> None:
-        images, labels = draw(n, generator)
-        maps = [m.half() for m in model.encoder(model.normalized(images))]
-        store.extend(zip(*maps, labels))
-
     def batch(n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        more(n if len(store) < keep // 4 else max(1, n // uses), generator)
+        images, labels = draw(n if len(store) < keep // 4 else max(1, n // uses), generator)
+        store.extend(zip(*(m.half() for m in model.encoder(model.normalized(images))), labels))
         index = torch.randint(len(store), (n,), generator=generator)
         *maps, labels = (torch.stack(part) for part in zip(*(store[i] for i in index.tolist())))
         return (*(m.contiguous(memory_format=torch.channels_last) for m in maps), labels)
@@ -182,7 +175,6 @@ def train_road_detector(
     frames: DenseSet,  # ordinary
     source: Callable,  # of foreign pieces, as from `photo_pieces`
     steps: int = 200,  # updates
-    decoys: bool = True,  # paste ordinary pieces, too
     seed: int = 0,
     lr: float = 3e-3,  # at its highest
     size: tuple[int, int] = (320, 320),  # of the crops
@@ -194,10 +186,10 @@ def train_road_detector(
     detector = RoadDetector(RoadHeads(), lite0_weights())
     detector.heads.weights.copy_(class_weights(frames.labels, len(CLASSES)))
     detector.heads.to(memory_format=torch.channels_last)
-    data = encoded(mixed_crops(frames, source, size, decoys), detector)
+    data = encoded(mixed_crops(frames, source, size), detector)
     make = lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
-    fit(detector.heads, data, steps=steps, batch_size=8, lr=lr, optimizer=make, schedule=cosine(0.05), clip=5.0,
-        seed=seed, label="road detector")
+    once = {"lr": lr, "optimizer": make, "schedule": cosine(0.05), "clip": 5.0, "seed": seed}
+    fit(detector.heads, data, steps=steps, batch_size=8, label="road detector", **once)
     return detector.eval()
 
 # %% ../../nbs/65_road_detector.ipynb #6b26cc7a
@@ -226,7 +218,7 @@ def shipped_detector(
     heads.load_state_dict(load(Path(path).read_bytes()))
     return RoadDetector(heads, lite0_weights()).eval()
 
-
+# %% ../../nbs/65_road_detector.ipynb #9db16f5c
 def load_shipped(
     device: str = "cpu",  # where it runs, see `pick_device`
 ) -> SavedDetector:
