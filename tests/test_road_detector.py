@@ -7,15 +7,17 @@ import torch.nn.functional as F
 
 from densegen.anomaly.scores import rank_metrics
 from densegen.dense import photo_negatives, road_detector
+from densegen.dense.lite import lite0_weights
 from densegen.dense.photo_negatives import (
     FOREIGN, decoy_pieces, mixed_crops, noise_pieces, outline, paste_piece, photo_pieces, photographs, road_frames,
 )
 from densegen.dense.road_detector import (
     SCORES, SHIPPED, RoadDetector, RoadHeads, encoded, load_shipped, ship, shipped_detector, train_road_detector,
 )
-from densegen.dense.segmentation import lite0_weights
-from densegen.dense.streets import VOID, DenseSet, road_anomaly
+from densegen.dense.roads import road_anomaly
 from densegen.dense.two_heads import OUTLIER
+from densegen.workbench.data import DataNotFound
+from densegen.workbench.pictures import VOID, DenseSet
 
 
 def dice(seed=0):
@@ -110,11 +112,11 @@ def test_automobiles_and_trucks_are_never_pasted(monkeypatch):
         photographs(("cow",))
 
 
-def test_without_data_there_are_streets_and_photographs(monkeypatch, tmp_path):
+def test_without_data_there_are_photographs_and_a_clear_line(monkeypatch, tmp_path):
     monkeypatch.setenv("DENSEGEN_DATA", str(tmp_path))
     assert torch.equal(road_frames("anomaly_track").images, road_anomaly().images)
-    monkeypatch.setattr(photo_negatives, "streets", lambda *a: a)
-    assert road_frames("val")[0] == "val"
+    with pytest.raises(DataNotFound, match="val.zip: not here"):
+        road_frames("val")
     with pytest.raises(KeyError):
         road_frames("cows")
 

@@ -22,19 +22,22 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .segmentation import recolour
-from .streets import CLASSES, VOID, DenseSet, road_anomaly, streets
+from .augmentation import recolour
+from .roads import road_anomaly
 from .two_heads import OUTLIER
+from ..workbench.data import DataNotFound
+from ..workbench.pictures import CLASSES, VOID, DenseSet
 
 # %% ../../nbs/64_photo_negatives.ipynb #6ee4e17d
 def road_frames(
     name: str,  # "train", "val", "test" (CamVid); "road_anomaly", "anomaly_track", "obstacle_track"
-) -> DenseSet:  # CamVid 480 x 360, the others 640 x 360; without data rendered streets and shipped photographs
-    "Real frames at full size from `DENSEGEN_DATA`; `source` says what they are; `KeyError` for an unknown name."
+) -> DenseSet:  # CamVid 480 x 360, the others 640 x 360, or the shipped photographs
+    "Real frames at full size from `DENSEGEN_DATA`; `DataNotFound` without CamVid, `KeyError` for an unknown name."
     path = Path(os.environ.get("DENSEGEN_DATA", "")).expanduser() / _ARCHIVES[name]
     if not path.is_file():
-        benchmark = name not in ("train", "val", "test")
-        return road_anomaly() if benchmark else streets(name, 60, 180, 240)
+        if name not in ("train", "val", "test"):
+            return road_anomaly()
+        raise DataNotFound(f"{path}: not here; fetch it as the README of the data says, or use rendered streets")
     images, labels = _unpacked(path)
     if name in ("train", "val", "test"):
         labels = torch.where(labels < len(CLASSES), labels, VOID)

@@ -22,25 +22,26 @@ from torch import Tensor, nn
 
 import densegen
 from .detector_file import SavedDetector
+from .lite import LiteEncoder, lite0_weights
 from .metrics import score_maps
 from .photo_negatives import mixed_crops
 from densegen.dense.segmentation import (
-    Dense, LiteEncoder, SegmentationModel, class_weights, lite0_weights, overlap_loss, pixel_cross_entropy,
+    IMAGENET, Dense, SegmentationModel, class_weights, overlap_loss, pixel_cross_entropy,
 )
-from .streets import CLASSES, VOID, DenseSet
 from .two_heads import OUTLIER, mean_over, resized
 from .your_model import Calibration, calibrate
+from ..workbench.pictures import CLASSES, VOID, DenseSet
 from ..workbench.run import pick_device, write_atomic
 
 # %% ../../nbs/65_road_detector.ipynb #c9af5fcc
 class FrozenLite(LiteEncoder):
     "All blocks of EfficientNet-Lite0, frozen: maps at 1/4, 1/8, 1/16 and 1/32 of the image."
 
-    widths = (24, 40, 112, 320)
+    widths, mean, std = (24, 40, 112, 320), IMAGENET["mean"], IMAGENET["std"]  # as the shipped heads were trained
     table = (*LiteEncoder.table[:-1], (6, 5, 2, 192, 4), (6, 3, 1, 320, 1))
 
     def __init__(self, weights: dict[str, Tensor] | None = None):
-        super().__init__(weights, frozen=16)
+        super().__init__(weights, frozen=16, enlarge=1, mean=self.mean, std=self.std)
         self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -130,7 +131,7 @@ class RoadDetector(SegmentationModel):
     def forward(self, images):
         maps = self.encoder(self.normalized(images))
         logits, _, last = self.heads(maps)
-        return Dense(_to(logits, images.shape[2:]), (*maps, last), logits)
+        return Dense(_to(logits, images.shape[2:]), (*maps, last), logits, last)
 
     def loss(self, batch):
         images, labels = batch
