@@ -31,7 +31,7 @@ def inputs_of(
         for hook in hooks:
             hook.remove()
 
-
+# %% ../../nbs/59_adapters.ipynb #d81c65bf
 def readers(
     model: nn.Module,  # any
     classes: int,  # how many
@@ -42,16 +42,19 @@ def readers(
     parts = [(name, m) for name, m in model.named_modules() if isinstance(m, kinds) and width(m) == classes]
     return [m for name, m in parts if not name.startswith("auxiliary")]
 
+# %% ../../nbs/59_adapters.ipynb #c5599187
+def _last_layers(head: nn.Module) -> list[nn.Module]:
+    if hasattr(head, "high_classifier"):  # LR-ASPP adds two linear layers: one over both inputs
+        return [head.low_classifier, head.high_classifier]
+    return [m for m in head.modules() if isinstance(m, nn.Conv2d)][-1:]
+
 # %% ../../nbs/59_adapters.ipynb #dadadeb5
 class TorchvisionModel(SegmentationModel):
     "A segmentation model of torchvision (FCN, DeepLabV3, LR-ASPP) under the contract, in evaluation mode."
 
     mean, std = IMAGENET["mean"], IMAGENET["std"]
 
-    def __init__(
-        self,
-        model: nn.Module,  # has `backbone` (images -> dict of maps) and `classifier`
-    ):
+    def __init__(self, model: nn.Module):  # has `backbone` (images -> dict of maps) and `classifier`
         super().__init__()
         if not (hasattr(model, "backbone") and isinstance(getattr(model, "classifier", None), nn.Module)):
             raise ValueError(f"model: expected backbone and classifier, as in torchvision; got {type(model).__name__}")
@@ -60,10 +63,7 @@ class TorchvisionModel(SegmentationModel):
 
     def forward(self, images):
         maps, head = self.model.backbone(self.normalized(images)), self.model.classifier
-        layers = [m for m in head.modules() if isinstance(m, nn.Conv2d)][-1:]
-        if hasattr(head, "high_classifier"):  # LR-ASPP adds two linear layers: one over both inputs
-            layers = [head.low_classifier, head.high_classifier]
-        with inputs_of(layers) as seen:
+        with inputs_of(_last_layers(head)) as seen:
             coarse = head(maps["out"] if "out" in maps else maps)
         return Dense(fit_size(coarse, images.shape[2:]), tuple(maps.values()), coarse, torch.cat(seen, 1))
 
@@ -125,7 +125,8 @@ class HuggingFaceModel(SegmentationModel):
         with inputs_of(layers) as seen:
             output = self.run(images)
         if getattr(output, "logits", None) is None or output.logits.ndim != 4:
-            got = "one that names masks: wrap it in MaskClassifier" if hasattr(output, "masks_queries_logits") else "none"
+            masks = hasattr(output, "masks_queries_logits")
+            got = "one that names masks: wrap it in MaskClassifier" if masks else "none"
             raise ValueError(f"model: expected logits [B, K, h, w], as SegFormer's; got {got}")
         logits, maps = fit_size(output.logits, images.shape[2:]), self.maps(images, output.hidden_states)
         return Dense(logits, maps, output.logits, self.maps(images, seen)[-1] if seen else None)
@@ -137,12 +138,10 @@ class MaskClassifier(HuggingFaceModel):
     def __init__(
         self,
         model: nn.Module,  # gives `class_queries_logits` and `masks_queries_logits`
-        mean: tuple[float, ...] = IMAGENET["mean"],  # of the pixels in 0..1
-        std: tuple[float, ...] = IMAGENET["std"],
-        flip: bool = False,  # it reads blue, green, red
         task: Tensor | None = None,  # [1, L], OneFormer's `task_inputs`
+        **pixels,  # mean, std and flip, as of `HuggingFaceModel`
     ):
-        super().__init__(model, mean, std, flip)
+        super().__init__(model, **pixels)
         self.register_buffer("task", task)
 
     def forward(self, images):
@@ -151,9 +150,9 @@ class MaskClassifier(HuggingFaceModel):
         named = output.class_queries_logits.float().softmax(-1)[..., :-1]  # [B, Q, K], without "no object"
         masks = output.masks_queries_logits.float().sigmoid()  # [B, Q, h, w]
         coarse = torch.einsum("bqk,bqhw->bkhw", named, masks).clamp_min(1e-12).log()
-        states = getattr(output, "encoder_hidden_states", None) or ()
+        maps = self.maps(images, getattr(output, "encoder_hidden_states", None))
         pixels = getattr(output, "pixel_decoder_last_hidden_state", None)
-        return Dense(fit_size(coarse, images.shape[2:]), self.maps(images, states), coarse, pixels)
+        return Dense(fit_size(coarse, images.shape[2:]), maps, coarse, pixels)
 
 # %% ../../nbs/59_adapters.ipynb #e9f7ddae
 def _pixel_statistics(processor) -> tuple[tuple[float, ...], tuple[float, ...]]:

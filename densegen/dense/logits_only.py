@@ -63,6 +63,12 @@ def _archive(data: bytes) -> Callable[[Tensor], Tensor]:
         module = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
     return lambda x: module(x)
 
+# %% ../../nbs/59_logits_only.ipynb #38f98a34
+_NO_TRUST = (
+    "expected ONNX; got an archive of torch, which can run any command when it is read. "
+    "Ask for ONNX, or trust it (trust=True) if you wrote it yourself"
+)
+
 # %% ../../nbs/59_logits_only.ipynb #e9a274da
 def read_logits(
     path: Path,  # NAME.onnx; or TorchScript or an exported program of torch, with `trust`
@@ -70,17 +76,15 @@ def read_logits(
     std: tuple[float, ...] = IMAGENET["std"],
     trust: bool = False,  # read archives of torch too: they may do on this machine whatever you may do
 ) -> LogitsModel:
-    "A model from a file; `ValueError` for one that cannot be read or is not trusted, `ImportError` without onnxruntime."
+    "A model from a file; `ValueError` for one that is broken or not trusted, `ImportError` without onnxruntime."
     data = Path(path).read_bytes()
     archive = data[:2] == b"PK"
     if archive and not trust:
-        raise ValueError(f"{path}: expected ONNX; got an archive of torch, which can run any command when it is read. "
-                         "Ask for ONNX, or trust it (trust=True) if you wrote it yourself")
+        raise ValueError(f"{path}: {_NO_TRUST}")
     try:
-        logits = _archive(data) if archive else _onnx(data)
+        return LogitsModel(_archive(data) if archive else _onnx(data), mean, std)
     except ImportError:
         raise
     except Exception as error:  # a damaged file fails anywhere
         got = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: expected a model in ONNX, TorchScript or .pt2; {got}") from error
-    return LogitsModel(logits, mean, std)
