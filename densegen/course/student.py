@@ -77,7 +77,7 @@ def _execute(source: str, namespace: dict) -> None:
     if value is not None:
         print(repr(value))
 
-# %% ../../nbs/94_student.ipynb #9538b6ca
+# %% ../../nbs/94_student.ipynb #a2d58675
 def run_cell(
     source: str,  # of a code cell
     namespace: dict,  # in which it runs
@@ -91,7 +91,7 @@ def run_cell(
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
             _execute(source, namespace)
     except BaseException as error:
-        line = {"ename": type(error).__name__, "evalue": _named(error), "traceback": []}
+        line = {"ename": type(error).__name__, "evalue": _named(error).partition(": ")[2], "traceback": []}
         outputs = [{"output_type": "error", **line}]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
