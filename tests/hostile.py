@@ -21,7 +21,7 @@ CODE = {
     "many files": "n = 0\nwhile True:\n    n += 1\n    open(f'file{n}', 'wb').write(b'x' * 10**7)",
     "recursion": "def double(x):\n    return double(x)",
     # destroys
-    "deletes its folder": WRONG + "import shutil, os\nshutil.rmtree(os.getcwd(), ignore_errors=True)\nshutil.rmtree('/', ignore_errors=True)",
+    "deletes its folder": WRONG + "import shutil, os\nfor name in (os.getcwd(), '/tmp', '/course', '/usr/bin'): shutil.rmtree(name, ignore_errors=True)",
     "overwrites the course": WRONG + "import densegen, pathlib\nfor p in pathlib.Path(densegen.__file__).parent.rglob('*.py'):\n"
                              "    try: p.write_text('')\n    except OSError: pass",
     "closes every file": WRONG + "import os\nos.closerange(0, 100)",
@@ -35,9 +35,9 @@ CODE = {
     "ptrace": WRONG + "import ctypes, os\nlibc = ctypes.CDLL(None)\nprint(libc.ptrace(16, 1, 0, 0), libc.ptrace(16, os.getppid(), 0, 0))",
     "segmentation fault": "import ctypes\nctypes.string_at(0)",
     # reads what it must not
-    "reads every file": WRONG + "import os\nfor place, _, names in os.walk('/'):\n    for name in names:\n"
-                        "        if name.endswith(('.ipynb', '.json', '.csv')) and 'site-packages' not in place and '/usr' not in place:\n"
-                        "            try: print(open(os.path.join(place, name)).read()[:5000])\n            except OSError: pass",
+    "reads every file": WRONG + "import os\nfor place, inner, names in os.walk('/'):\n"
+                        "    inner[:] = [n for n in inner if n not in ('usr', 'proc', 'sys', 'lib', 'bin', 'share')]\n    for name in names:\n"
+                        "        try: print(open(os.path.join(place, name)).read()[:5000])\n        except (OSError, ValueError): pass",
     "reads by name": WRONG + "for name in FILES:\n    try: print(open(name).read())\n    except OSError as error: print(error)",
     "links and reads": WRONG + "import os\nfor n, name in enumerate(FILES):\n    os.symlink(name, f'soft{n}')\n"
                        "    try: os.link(name, f'hard{n}')\n    except OSError: pass\n    try: print(open(f'soft{n}').read())\n"

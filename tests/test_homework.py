@@ -246,8 +246,8 @@ def test_what_is_no_file_is_told(batch, name):
 
 def test_the_batch_is_unharmed(batch, teacher):
     base, marks = batch
-    for name in ("a honest", "m honest", "z honest", "nested"):
-        assert marks[name].points == TASKS if name != "a honest" else marks[name].status  # it has a second name
+    assert [marks[name].points for name in ("m honest", "z honest", "nested")] == [TASKS] * 3
+    assert marks["a honest"].status == PLACES["second name"] + "; this one has a second name on the disk; hand in a copy"
     assert len(marks) == len(CODE) + len(NOTEBOOKS) + len(PLACES) + 4
     assert CANARY in teacher[0].read_text() and (base / "secret.txt").read_text() == CANARY
     with open(base / "grades" / "grades.csv", newline="") as file:
@@ -304,7 +304,7 @@ def test_in_a_kernel(teacher, tmp_path):
     forged = "from IPython.display import display\nimport json\nright = json.dumps([[{'value': 1}] * 3])\n" \
              "display({'application/vnd.densegen.answers': right, 'text/html': '<script>'}, raw=True)\n"
     loop = "def double(x):\n    while True: pass"
-    extra = nbformat.v4.new_code_cell("import os, time\nos.kill(os.getpid() if 0 else os.getppid(), 9)\ntime.sleep(1)")
+    extra = nbformat.v4.new_code_cell("import os, time\nos.kill(os.getppid(), 9)\ntime.sleep(1)")
     parent = half_solved(tiny(), ["tiny-double"])
     parent.cells.insert(5, extra)
     for name, notebook in {
@@ -366,9 +366,8 @@ def test_killed_and_started_again(teacher, tmp_path):
     names = [f"student {n}" for n in range(5)]
     for name in names:
         hand_in(tmp_path / "s", name, tiny())
-    command = [sys.executable, "-m", "densegen.course.cli", "homework", "grade", str(tmp_path / "s"), "--homework", str(teacher[0]),
-               "--out", str(tmp_path / "g"), "--no-kernel", "--jobs", "1"]
-    command[1:3] = ["-c", "from densegen.course.cli import main; main()"]
+    command = [sys.executable, "-c", "from densegen.course.cli import main; main()", "homework", "grade", str(tmp_path / "s"),
+               "--homework", str(teacher[0]), "--out", str(tmp_path / "g"), "--no-kernel", "--jobs", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     results = lambda: sorted((tmp_path / "g" / "students").glob("*/result.json"))
     deadline = time.monotonic() + 240
@@ -410,7 +409,11 @@ def test_a_wall_that_does_not_start_costs_no_points(teacher, tmp_path, monkeypat
     monkeypatch.setattr(sandbox, "_words", lambda *_: ["/bin/false"])
     marks, = grading.grade_class(known, path, submissions, tmp_path / "g", settings)
     assert "did not start" in marks.status and not marks.points
-    assert not list((tmp_path / "g" / "students").glob("*/result.json"))
+    assert "did not start" in (tmp_path / "g" / "grades.csv").read_text()
+    monkeypatch.undo()
+    monkeypatch.setattr(grading, "_teacher", lambda *_: None)
+    marks, = grading.grade_class(known, path, submissions, tmp_path / "g", settings)
+    assert marks.points == TASKS
 
 
 # what is handed out
@@ -635,7 +638,7 @@ HOMEWORKS = sorted((ROOT / "nbs").glob("hw*.ipynb"))
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=p.stem) for p in HOMEWORKS])
 def test_homework_is_complete(path):
-    notebook = release.read_notebook(path) if hasattr(release, "read_notebook") else nbformat.read(path, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     student = release.release(notebook).notebook
     tasks = [c for c in notebook.cells if is_solution(c) and c.cell_type == "code"]
     assert 5 <= len(tasks) <= 9

@@ -54,7 +54,7 @@ def _recorded(cell: nbformat.NotebookNode, namespace: dict) -> list[Check]:
         exec(compile(tree, mark(cell)["grade_id"], "exec"), namespace)
     return checks
 
-# %% ../../nbs/95_assignment.ipynb #4d519606
+# %% ../../nbs/95_assignment.ipynb #5cc6a4b6
 def _checks(notebook: nbformat.NotebookNode) -> dict[int, list[Check]]:
     "Place of a check cell -> its hidden checks; `BrokenHomework` if a cell fails or one checks nothing."
     last = max(place for place, cell in enumerate(notebook.cells) if is_check(cell))
@@ -68,10 +68,11 @@ def _checks(notebook: nbformat.NotebookNode) -> dict[int, list[Check]]:
         if is_check(cell):
             found[place] = checks
             if not checks:
-                raise BrokenHomework(f"{mark(cell)['grade_id']}: expected agrees(...) or accepts(...) in the hidden part")
+                name = mark(cell)["grade_id"]
+                raise BrokenHomework(f"{name}: expected agrees(...) or accepts(...) in the hidden part")
     return found
 
-# %% ../../nbs/95_assignment.ipynb #a1d77e2d
+# %% ../../nbs/95_assignment.ipynb #1571a865
 def read_homework(
     path: Path,  # the teacher's notebook
 ) -> Homework:
@@ -82,7 +83,8 @@ def read_homework(
     for cell in released.cells:
         cell.source = parted(cell.source, "hidden check")[0] if is_check(cell) else cell.source
     cells = notebook.cells
-    tasks = [Task(mark(cells[p])["grade_id"], mark(cells[p])["points"], p, checks) for p, checks in _checks(notebook).items()]
+    found = [(mark(cells[place]), place, checks) for place, checks in _checks(notebook).items()]
+    tasks = [Task(told["grade_id"], told["points"], place, checks) for told, place, checks in found]
     answers = [mark(cell) for cell in cells if is_solution(cell) and cell.cell_type == "markdown"]
     by_hand = {answer["grade_id"]: answer["points"] for answer in answers}
     return Homework(path.stem, released, tasks, by_hand, json.dumps([cell.source for cell in cells]))

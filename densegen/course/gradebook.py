@@ -63,19 +63,20 @@ def printable(
     "A text that fits on a line and does not move a terminal's cursor."
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
-# %% ../../nbs/96_gradebook.ipynb #6c2a890c
+# %% ../../nbs/96_gradebook.ipynb #a6e400a0
 def read_marks(
     path: Path,  # result.json
 ) -> Marks | None:
     "What was written about a submission; `None` if nothing, or it is damaged."
     try:
         marks = Marks(**json.loads(path.read_text()))
-        sound = isinstance(marks.total, (int, float)) and isinstance(marks.student, str) and isinstance(marks.wrong, dict)
+        sound = all(isinstance(part, dict) for part in (marks.points, marks.wrong)) and marks.total >= 0
+        sound = sound and isinstance(marks.student, str)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
     return marks if sound else None
 
-
+# %% ../../nbs/96_gradebook.ipynb #e98e0ced
 def all_marks(
     out: Path,  # the folder of grades
 ) -> list[Marks]:  # by student
@@ -83,12 +84,12 @@ def all_marks(
     found = (read_marks(path) for path in sorted(out.glob("students/*/result.json")))
     return sorted(filter(None, found), key=lambda marks: marks.student)
 
-# %% ../../nbs/96_gradebook.ipynb #ff657dda
+# %% ../../nbs/96_gradebook.ipynb #4193fe8b
 def _for_spreadsheet(text: str) -> str:
     text = text.encode("utf-8", "replace").decode()
     return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
 
-
+# %% ../../nbs/96_gradebook.ipynb #d34bfae7
 def _csv(rows: list[list]) -> bytes:
     file = io.StringIO()
     csv.writer(file).writerows(rows)
@@ -139,15 +140,16 @@ td,th{{text-align:left;padding:.1rem 1rem .1rem 0;vertical-align:top}}img{{max-w
 <h1>{title}</h1>{body}</html>
 """
 
-# %% ../../nbs/96_gradebook.ipynb #ed34d176
+# %% ../../nbs/96_gradebook.ipynb #547e0883
 def _page(title: str, body: str) -> bytes:
     return _PAGE.format(title=html.escape(title), body=body).encode("utf-8", "replace")
 
-
+# %% ../../nbs/96_gradebook.ipynb #0ed50fd5
 def _table(rows: list[list]) -> str:
     "The first row is the head."
-    lines = [[f"<{'td' if n else 'th'}>{html.escape(str(c))}</{'td' if n else 'th'}>" for c in row] for n, row in enumerate(rows)]
-    return "<table>" + "".join(f"<tr>{''.join(line)}</tr>" for line in lines) + "</table>"
+    kinds = ["th"] + ["td"] * len(rows)
+    lines = ["".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for cell in row) for kind, row in zip(kinds, rows)]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 # %% ../../nbs/96_gradebook.ipynb #34a1823c
 def _picture_html(data: str) -> str:
@@ -159,10 +161,11 @@ def _picture_html(data: str) -> str:
     whole = png.startswith(b"\x89PNG\r\n\x1a\n") and len(png) < 5_000_000
     return f'<img alt="a picture of the notebook" src="data:image/png;base64,{base64.b64encode(png).decode()}">' * whole
 
-# %% ../../nbs/96_gradebook.ipynb #1ab08ae3
+# %% ../../nbs/96_gradebook.ipynb #3bfaa6f8
 def _cell_html(cell: nbformat.NotebookNode) -> str:
     "A cell with its outputs, all as texts."
-    parts = [f"<pre>{html.escape(cell.source)}</pre>" if cell.cell_type == "code" else f"<p>{html.escape(cell.source)}</p>"]
+    kind = "pre" if cell.cell_type == "code" else "p"
+    parts = [f"<{kind}>{html.escape(cell.source)}</{kind}>"]
     for output in cell.get("outputs", []):
         data = output.get("data", {})
         text = output.get("text") or data.get("text/markdown") or data.get("text/plain") or ""
@@ -170,7 +173,7 @@ def _cell_html(cell: nbformat.NotebookNode) -> str:
         parts.append(_picture_html(data["image/png"]) if "image/png" in data else f"<pre>{html.escape(text)}</pre>")
     return "".join(parts)
 
-# %% ../../nbs/96_gradebook.ipynb #13cde25e
+# %% ../../nbs/96_gradebook.ipynb #5eb5fca3
 def student_page(
     homework: Homework,
     marks: Marks,
@@ -184,7 +187,8 @@ def student_page(
     lines = [marks.status, *marks.notes, *([f"ended at its limit: {marks.stopped}"] if marks.stopped else [])]
     cost = f"{marks.seconds:.1f} s, {marks.memory // 2**20} MB, sandbox: {marks.sandbox or 'not run'}"
     body = "".join(f"<p>{html.escape(line)}</p>" for line in [*lines, cost]) + _table(rows)
-    return _page(f"{homework.name}: {marks.student}", body + "".join(map(_cell_html, notebook.cells if notebook else [])))
+    cells = "".join(map(_cell_html, notebook.cells if notebook else []))
+    return _page(f"{homework.name}: {marks.student}", body + cells)
 
 # %% ../../nbs/96_gradebook.ipynb #169ab958
 def picture(
@@ -209,7 +213,19 @@ def picture(
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
 
-# %% ../../nbs/96_gradebook.ipynb #385aa906
+# %% ../../nbs/96_gradebook.ipynb #b1c3af8c
+def _cost(marks: list[Marks]) -> str:
+    "What a class needed, in words."
+    ran = [m for m in marks if m.sandbox]
+    if not ran:
+        return "nothing was run"
+    seconds, memory = [m.seconds for m in ran], [m.memory / 2**20 for m in ran]
+    time = f"{statistics.median(seconds):.1f} s (median), at most {max(seconds):.1f} s"
+    space = f"{statistics.median(memory):.0f} MB, at most {max(memory):.0f} MB"
+    where = ", ".join(sorted({m.sandbox for m in ran}))
+    return f"{len(marks)} submissions, {len(ran)} run in: {where}. A submission took {time}, and {space}."
+
+# %% ../../nbs/96_gradebook.ipynb #3bb1c815
 def write_class(
     out: Path,  # the folder of grades
     homework: Homework,
@@ -221,15 +237,10 @@ def write_class(
         return marks
     png = picture(homework, marks)
     write_atomic(out / "distribution.png", png)
-    ran = [m for m in marks if m.sandbox]
-    cost = "nothing was run" if not ran else (
-        f"{len(marks)} submissions, {len(ran)} run in {', '.join(sorted({m.sandbox for m in ran}))}. A submission took "
-        f"{statistics.median(m.seconds for m in ran):.1f} s (median), at most {max(m.seconds for m in ran):.1f} s, and "
-        f"{statistics.median(m.memory for m in ran) / 2**20:.0f} MB, at most {max(m.memory for m in ran) / 2**20:.0f} MB.")
     tasks = [task.grade_id for task in homework.tasks]
     rows = [["student", *tasks, "points", "status"]]
     rows += [[m.student, *(m.points.get(task, 0) for task in tasks), m.total, m.status] for m in marks]
-    body = f"<p>{html.escape(cost)}</p>{_picture_html(base64.b64encode(png).decode())}{_table(rows)}"
+    body = f"<p>{html.escape(_cost(marks))}</p>{_picture_html(base64.b64encode(png).decode())}{_table(rows)}"
     write_atomic(out / "class.html", _page(f"{homework.name}: the class", body))
     return marks
 

@@ -51,28 +51,29 @@ def _in_folder(folder: Path, homework: str) -> Submission:
     refusal = "" if len(chosen) == 1 else f"expected one notebook; got {len(chosen)}"
     return Submission(folder.name, chosen[0] if chosen else folder, refusal)
 
-# %% ../../nbs/96_grading.ipynb #652a1c70
+# %% ../../nbs/96_grading.ipynb #e5239596
+def _submission(path: Path, homework: str) -> Submission:
+    "What a file or a folder stands for."
+    student = path.name.removesuffix(".ipynb")
+    if path.is_symlink():
+        return Submission(student, path, "expected a file; got a link")
+    return _in_folder(path, homework) if path.is_dir() else Submission(student, path)
+
+# %% ../../nbs/96_grading.ipynb #f858ae36
 def find_submissions(
     folder: Path,  # with files or folders of students
     homework: str,  # name of the notebook, without ending
 ) -> tuple[list[Submission], list[str]]:  # by student; names of what is no submission
     "What is there to be graded; raises `OSError`."
-    found, others = [], []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_symlink():
-            found.append(Submission(path.name.removesuffix(".ipynb"), path, "expected a file; got a link"))
-        elif path.is_dir():
-            found.append(_in_folder(path, homework))
-        elif path.name.endswith(".ipynb"):
-            found.append(Submission(path.name.removesuffix(".ipynb"), path))
-        else:
-            others.append(path.name)
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    others = [path.name for path in paths if not (path.suffix == ".ipynb" or path.is_dir() or path.is_symlink())]
+    paths = [path for path in paths if path.name not in others]
+    found = [_submission(path, homework) for path in paths]
     names = [submission.student for submission in found]
-    for number, submission in enumerate(found):
-        if names.count(submission.student) > 1:
-            found[number] = submission._replace(refusal="expected one submission of a student; got two", student=submission.path.name)
+    for number, path in enumerate(paths):
+        if names.count(names[number]) > 1:
+            refusal = "expected one submission of a student; got two"
+            found[number] = Submission(path.name, path, refusal)
     return found, others
 
 # %% ../../nbs/96_grading.ipynb #d04ea697
@@ -117,7 +118,7 @@ def _judge(homework, questions, places, answers, marks: Marks) -> None:
         elif task.grade_id not in questions.largest:
             marks.sizes[task.grade_id] = sizes(text, task)
 
-# %% ../../nbs/96_grading.ipynb #13e05f50
+# %% ../../nbs/96_grading.ipynb #8c4bacb2
 def _grade_data(homework, questions, settings, data: bytes, marks: Marks, stop) -> nbformat.NotebookNode:
     "Execute and judge what was handed in; returns the executed notebook."
     notebook, places, marks.notes = restore(homework, read_submission(data))
@@ -127,7 +128,8 @@ def _grade_data(homework, questions, settings, data: bytes, marks: Marks, stop) 
     for number, found in outputs.items():
         if 0 <= number < len(notebook.cells) and notebook.cells[number].cell_type == "code":
             notebook.cells[number].outputs = found
-    marks.answers = {mark(cell)["grade_id"]: cell.source for cell in notebook.cells if mark(cell).get("grade") and is_solution(cell)}
+    words = [cell for cell in notebook.cells if mark(cell).get("grade") and is_solution(cell)]
+    marks.answers = {mark(cell)["grade_id"]: cell.source for cell in words}
     marks.stopped, marks.sandbox = outcome.stopped, settings.sandbox.name
     marks.seconds, marks.memory = round(outcome.seconds, 2), outcome.memory
     return notebook
@@ -177,17 +179,17 @@ def secret_of(
         path.chmod(0o600)
     return secret
 
-# %% ../../nbs/96_grading.ipynb #03b8726b
+# %% ../../nbs/96_grading.ipynb #ac589bfd
 def _teacher(homework: Homework, questions: Questions, path: Path, out: Path, settings: Settings, stop) -> None:
     "Grade the teacher's own solution; raises `BrokenHomework` unless all of it is right."
     marks, _ = grade_one(homework, questions, Submission("teacher", path), out / "teacher", settings, stop)
     if marks.wrong or marks.status != "graded":
         limit = [f"ended at its limit: {marks.stopped}"] if marks.stopped else []
         told = "; ".join([*(f"{task}: {wrong}" for task, wrong in marks.wrong.items()), *limit]) or marks.status
-        raise BrokenHomework(f"{path.name}: expected full marks for the teacher's solution; got {marks.total:g}; {told}")
+        raise BrokenHomework(f"{path.name}: expected full marks for its own solution; got {marks.total:g}; {told}")
     questions.largest = {task: 4 * size + 1000 for task, size in marks.sizes.items()}
 
-# %% ../../nbs/96_grading.ipynb #dca8fd5a
+# %% ../../nbs/96_grading.ipynb #68962752
 def grade_class(
     homework: Homework,
     path: Path,  # the teacher's notebook
@@ -210,7 +212,7 @@ def grade_class(
             try:
                 marks, kept = grade_one(homework, questions, submission, folder, settings, stop)
             except Exception as error:
-                marks, kept = Marks(submission.student, submission.path.name, f"the grader failed: {error!r}"), False
+                marks, kept = _failed(submission, folder, error), False
             watch(marks, kept)
             return marks
 
@@ -225,6 +227,14 @@ def grade_class(
         _forget(out, {folder_of(submission.student) for submission in submissions})
         write_class(out, homework)
     return graded
+
+# %% ../../nbs/96_grading.ipynb #696a6545
+def _failed(submission: Submission, folder: Path, error: Exception) -> Marks:
+    "The marks of a submission at which the grader itself failed: none, and the next grading tries again."
+    marks = Marks(submission.student, submission.path.name, f"the grader failed: {error}")
+    with contextlib.suppress(OSError):
+        write_atomic(folder / "result.json", json.dumps(asdict(marks), indent=1).encode())
+    return marks
 
 # %% ../../nbs/96_grading.ipynb #cacc984f
 def _forget(out: Path, known: set[str]) -> None:

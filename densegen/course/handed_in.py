@@ -22,10 +22,10 @@ from .release import is_solution, mark
 class Unreadable(ValueError):
     "What was handed in is no notebook; the message is for the student."
 
-# %% ../../nbs/95_handed_in.ipynb #2809485f
+# %% ../../nbs/95_handed_in.ipynb #b4ff1467
 LARGEST = 20_000_000  # bytes of a notebook
 
-
+# %% ../../nbs/95_handed_in.ipynb #742e902b
 def read_file(
     path: Path,  # of a submission
 ) -> bytes:
@@ -74,7 +74,7 @@ def read_submission(
         raise Unreadable(f"expected at most 2000 cells; got {len(found['cells'])}")
     return [_cell_of(cell) for cell in found["cells"]]
 
-# %% ../../nbs/95_handed_in.ipynb #158ebe38
+# %% ../../nbs/95_handed_in.ipynb #6c09048d
 def restore(
     homework: Homework,
     cells: list[dict],  # from `read_submission`
@@ -93,9 +93,10 @@ def restore(
         names = sorted({cell["grade_id"] for cell in cells if cell["grade_id"]})[:3]
         raise Unreadable(f"expected cells of {homework.name}; got {', '.join(names) if names else 'none with a name'}")
     notebook, places, notes = _assembled(homework, theirs, added)
-    return notebook, places, notes + [f"{name}: {len(parts)} cells with this name" for name, parts in theirs.items() if len(parts) > 1]
+    notes += [f"{name}: {len(parts)} cells with this name" for name, parts in theirs.items() if len(parts) > 1]
+    return notebook, places, notes
 
-# %% ../../nbs/95_handed_in.ipynb #44bda197
+# %% ../../nbs/95_handed_in.ipynb #c5f101c3
 def _assembled(homework, theirs, added):
     "The released notebook with a student's sources."
     made, places, notes = [_added(source) for source in added.get("", [])], {}, []
@@ -110,15 +111,20 @@ def _assembled(homework, theirs, added):
             cell.outputs, cell.execution_count = [], None
         places[place] = len(made)
         made += [cell, *map(_added, added.get(name, []))]
-    for number, cell in enumerate(made):
-        cell.id = f"cell-{number}"
-    metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    return nbformat.v4.new_notebook(cells=made, metadata=metadata), places, notes
+    return _numbered(made), places, notes
 
-# %% ../../nbs/95_handed_in.ipynb #d1c6b93f
+# %% ../../nbs/95_handed_in.ipynb #1d6f1596
+def _numbered(cells: list[nbformat.NotebookNode]) -> nbformat.NotebookNode:
+    "A notebook of these cells, with names and a kernel of our own."
+    for number, cell in enumerate(cells):
+        cell.id = f"cell-{number}"
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+
+# %% ../../nbs/95_handed_in.ipynb #2b38a5bb
 def _words(source: str) -> str:
     return " ".join(source.split())
 
-
+# %% ../../nbs/95_handed_in.ipynb #d04c50ec
 def _added(source: str) -> nbformat.NotebookNode:
     return nbformat.v4.new_code_cell(source, metadata={"tags": ["added"]})

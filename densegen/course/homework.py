@@ -47,9 +47,10 @@ def visible(
         state, line = "passed", f"public check passed ({points:g} points are decided by hidden checks)"
     _show(task, state, f"{task}: {line}")
 
-# %% ../../nbs/93_homework.ipynb #38c7ea27
+# %% ../../nbs/93_homework.ipynb #3a2c4e24
 def _kind(array: np.ndarray) -> str:
-    return {"b": "true or false", "i": "integers", "u": "integers", "f": "numbers", "c": "complex numbers"}[array.dtype.kind]
+    kinds = {"b": "true or false", "i": "integers", "u": "integers", "f": "numbers", "c": "complex numbers"}
+    return kinds[array.dtype.kind]
 
 # %% ../../nbs/93_homework.ipynb #afa5ac92
 def _array_difference(got: Any, wanted: Any, rtol: float, atol: float) -> str | None:

@@ -57,7 +57,7 @@ def _teachers(name: str) -> Path:
         return Path(name)
     return find([name])[0].path
 
-# %% ../../nbs/96_homework_cli.ipynb #22b6489a
+# %% ../../nbs/96_homework_cli.ipynb #b4c1f52a
 @homework_app.command("new")
 def new(
     name: Annotated[str, typer.Argument(help="Of the notebook, e.g. hw7_circles.")],
@@ -70,7 +70,7 @@ def new(
         if path.exists():
             raise fail(f"{path}: expected no such file yet; choose another name")
         write_atomic(path, nbformat.writes(notebook).encode() + b"\n")
-        console.print(f"{path}: overwrite it, cell by cell; `densegen homework release {path}` says what is missing", soft_wrap=True)
+        console.print(f"{path}: overwrite it; `densegen homework release` says what is missing", soft_wrap=True)
 
 # %% ../../nbs/96_homework_cli.ipynb #06a30681
 @homework_app.command("release")
@@ -111,7 +111,7 @@ def _executed(path: Path) -> nbformat.NotebookNode:
             execute_notebook(notebook, str(done), kernel_name="python3", language="python", progress_bar=False)
         return read_notebook(done)
 
-# %% ../../nbs/96_homework_cli.ipynb #53e1f6a0
+# %% ../../nbs/96_homework_cli.ipynb #e5b045b2
 @homework_app.command("check")
 def check(
     notebook: Annotated[Path, typer.Argument(help="Your notebook.")],
@@ -128,7 +128,8 @@ def check(
     for output in failed:
         say(f"a cell failed with {output.ename}: {output.evalue}")
     passed = sum(state == "passed" for state in states.values())
-    console.print(f"{passed} of {len(states)} public checks passed; points are decided by hidden checks on other numbers")
+    told = f"{passed} of {len(states)} public checks passed"
+    console.print(f"{told}; points are decided by hidden checks on other numbers")
     if failed or passed < len(states) or not states:
         raise typer.Exit(1)
 
@@ -152,13 +153,16 @@ def _grade(homework: Homework, path: Path, folder: Path, out: Path, settings, jo
         job = bar.add_task("submissions", total=len(submissions))
         return grading.grade_class(homework, path, submissions, out, settings, jobs, watch)
 
-# %% ../../nbs/96_homework_cli.ipynb #414e9707
+# %% ../../nbs/96_homework_cli.ipynb #0f0d4839
+_WARNING = "; submissions run with all your rights"
+
+# %% ../../nbs/96_homework_cli.ipynb #6f468349
 @homework_app.command("grade")
 def grade(
     submissions: Annotated[Path, typer.Argument(help="Folder: NAME.ipynb, or a folder for each student.")],
     homework: Annotated[str, typer.Option(help="Which: a name or number of this course, or the teacher's file.")],
     out: Annotated[Path, typer.Option(help="Folder for grades; an interrupted grading goes on there.")],
-    secret: Annotated[Optional[str], typer.Option(help="Decides the numbers of the hidden checks; made if none.")] = None,
+    secret: Annotated[Optional[str], typer.Option(help="Decides the numbers of hidden checks; made if none.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Submissions at the same time.")] = 2,
     cell_seconds: Annotated[float, typer.Option(min=1, help="For one cell.")] = Limits().cell,
     seconds: Annotated[float, typer.Option(min=1, help="For one submission.")] = Limits().wall,
@@ -170,7 +174,7 @@ def grade(
     "Grade a folder of submissions in a sandbox; points are decided outside of it."
     with _told():
         sandbox = find_sandbox(unsafe)
-        say(f"sandbox: {sandbox.name}" + ("; submissions run with all your rights" if sandbox.name == "none" else ""), "note")
+        say(f"sandbox: {sandbox.name}{_WARNING * (sandbox.name == 'none')}", "note")
         if not submissions.is_dir():
             raise ValueError(f"{submissions}: expected a folder; there is none")
         path = _teachers(homework)

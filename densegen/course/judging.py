@@ -25,16 +25,16 @@ def _seed(secret: str, *words: str) -> list[int]:
     digest = hashlib.sha256("\0".join([secret, *words]).encode()).digest()
     return [int(number) for number in np.frombuffer(digest, "<u4")]
 
-# %% ../../nbs/95_judging.ipynb #c523bcd8
+# %% ../../nbs/95_judging.ipynb #c18321f6
 class Questions:
     "The arguments for each check of a homework, drawn once for all students."
 
     def __init__(self, homework: Homework, secret: str):
         self.homework, self.largest = homework, {}  # numbers that an answer may have, by task
-        self.drawn = {
-            task.grade_id: [check.arguments(_seed(secret, task.grade_id, str(k))) for k, check in enumerate(task.checks)]
-            for task in homework.tasks
-        }
+        self.drawn = {}
+        for task in homework.tasks:
+            seeds = (_seed(secret, task.grade_id, str(number)) for number in range(len(task.checks)))
+            self.drawn[task.grade_id] = [check.arguments(seed) for check, seed in zip(task.checks, seeds)]
 
     def calls(self, places: dict[int, int]) -> dict[str, list]:
         "What the student's process is asked after which cell: names and encoded arguments."
@@ -44,7 +44,7 @@ class Questions:
             asked[str(places[task.place])] = [[check.name, [encode(a) for a in drawn]] for check, drawn in draws]
         return asked
 
-# %% ../../nbs/95_judging.ipynb #90064923
+# %% ../../nbs/95_judging.ipynb #a19b3f88
 _MIMES = ("text/plain", "text/markdown", "image/png")
 
 
@@ -54,7 +54,8 @@ def _output(found: Any) -> nbformat.NotebookNode | None:
     if kind == "stream" and isinstance(found.get("text"), str):
         return nbformat.v4.new_output("stream", name="stdout", text=_clean(found["text"]))
     if kind == "error":
-        return nbformat.v4.new_output("error", ename=_clean(found.get("ename")), evalue=_clean(found.get("evalue")), traceback=[])
+        name, text = _clean(found.get("ename")), _clean(found.get("evalue"))
+        return nbformat.v4.new_output("error", ename=name, evalue=text, traceback=[])
     data = found.get("data") if kind in ("display_data", "execute_result") else None
     data = {m: _clean(data[m]) for m in _MIMES if isinstance(data.get(m), str)} if isinstance(data, dict) else {}
     return nbformat.v4.new_output("display_data", data=data) if data else None

@@ -81,14 +81,15 @@ def _faults(cell: nbformat.NotebookNode) -> list[str]:
         faults.append(f"{name}: expected no attachment, which nobody can look through; draw it or link it")
     return faults
 
-# %% ../../nbs/93_release.ipynb #d4ab642c
+# %% ../../nbs/93_release.ipynb #93801774
 def look_over(
     notebook: nbformat.NotebookNode,  # the teacher's
 ) -> None:
     "Raise `BrokenHomework`, one line for each fault, if this cannot be a homework."
     faults = [fault for cell in notebook.cells for fault in _faults(cell)]
     names = [mark(cell)["grade_id"] for cell in notebook.cells if mark(cell)]
-    faults += [f"{name}: expected each grade_id once; got it twice" for name in {n for n in names if names.count(n) > 1}]
+    twice = {name for name in names if names.count(name) > 1}
+    faults += [f"{name}: expected each grade_id once; got it twice" for name in twice]
     faults += [f"{cell.id}: expected nbgrader's metadata in every cell" for cell in notebook.cells if not mark(cell)]
     if not any(map(is_check, notebook.cells)):
         faults.append("expected at least one check")

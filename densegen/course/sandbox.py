@@ -25,7 +25,7 @@ import psutil
 import densegen
 from .processes import end
 
-# %% ../../nbs/94_sandbox.ipynb #38eda4cb
+# %% ../../nbs/94_sandbox.ipynb #1f80ddd2
 class Limits(NamedTuple):
     "What one submission may use."
     cell: float = 120.0  # seconds for a cell
@@ -35,19 +35,23 @@ class Limits(NamedTuple):
     disk: int = 2**28  # bytes in its folder
     output: int = 2**25  # bytes that come back
 
-
+# %% ../../nbs/94_sandbox.ipynb #f165add2
 class Sandbox(NamedTuple):
     "A kind of wall."
     name: str  # "bubblewrap", "sandlock" or "none"
     kernels: bool  # whether a Jupyter kernel can run inside
 
-
+# %% ../../nbs/94_sandbox.ipynb #3465edaa
 class NoSandbox(RuntimeError):
     "No wall works on this machine."
 
-# %% ../../nbs/94_sandbox.ipynb #2adcf6b7
+# %% ../../nbs/94_sandbox.ipynb #d0d698f9
 _HOME = "/tmp/work"
+
+# %% ../../nbs/94_sandbox.ipynb #85bed03a
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/opt")
+
+# %% ../../nbs/94_sandbox.ipynb #7341abfb
 _ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "fonts")
 
 # %% ../../nbs/94_sandbox.ipynb #35d9c7a3
@@ -76,10 +80,11 @@ def _fonts() -> Path | None:
     folder = Path(matplotlib.get_cachedir())
     return folder if any(folder.glob("fontlist-*.json")) else None
 
-# %% ../../nbs/94_sandbox.ipynb #37525db6
+# %% ../../nbs/94_sandbox.ipynb #aa59085a
 def _bubblewrap(limits: Limits) -> list[str]:
     "The words before the command."
-    words = "bwrap --unshare-all --uid 1000 --gid 1000 --cap-drop ALL --new-session --die-with-parent --clearenv".split()
+    words = ["bwrap", "--unshare-all", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL"]
+    words += ["--new-session", "--die-with-parent", "--clearenv"]
     for name in _shown():
         words += ["--symlink", os.readlink(name), name] if os.path.islink(name) else ["--ro-bind", name, name]
     words += ["--ro-bind", str(Path(densegen.__file__).parent), "/course/densegen", "--proc", "/proc", "--dev", "/dev"]
@@ -93,7 +98,7 @@ def _bubblewrap(limits: Limits) -> list[str]:
         words += ["--setenv", name, value]
     return [*words, "--dir", _HOME, "--chdir", _HOME, "--remount-ro", "/dev", "--remount-ro", "/", "--"]
 
-# %% ../../nbs/94_sandbox.ipynb #ae5b0f21
+# %% ../../nbs/94_sandbox.ipynb #059b8fee
 def supervise(
     home: str,  # the one folder that can be written
     memory: str,  # bytes
@@ -105,7 +110,8 @@ def supervise(
 
     package = str(Path(densegen.__file__).parent)
     box = sandlock.Sandbox(
-        fs_readable=[*_shown(), package, "/proc", "/dev/urandom", "/dev/null", "/dev/zero"], fs_writable=[home, "/dev/null"],
+        fs_readable=[*_shown(), package, "/proc", "/dev/urandom", "/dev/null", "/dev/zero"],
+        fs_writable=[home, "/dev/null"],
         max_memory=int(memory), max_processes=int(processes), clean_env=True, cwd=home,
         env=_environment(home, str(Path(package).parent)),
     )
@@ -127,7 +133,7 @@ def _words(sandbox: Sandbox, limits: Limits, home: str) -> list[str]:
         return _python("densegen.course.sandbox.supervise", home, str(limits.memory), str(limits.processes))
     return []
 
-# %% ../../nbs/94_sandbox.ipynb #1c03029d
+# %% ../../nbs/94_sandbox.ipynb #2ba8abf6
 def _works(name: str) -> str | None:
     "Why this wall cannot be used; `None` if it can."
     if name == "bubblewrap" and not shutil.which("bwrap"):
@@ -137,7 +143,8 @@ def _works(name: str) -> str | None:
     with tempfile.TemporaryDirectory() as home:
         command = [*_words(Sandbox(name, False), Limits(), home), shutil.which("true") or "true"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=_outside(home), errors="replace")
+            options = {"capture_output": True, "text": True, "errors": "replace", "timeout": 60}
+            done = subprocess.run(command, env=_outside(home), **options)
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it does not start"])[-1]
@@ -214,8 +221,8 @@ def _end(process: subprocess.Popen, sandbox: Sandbox, home: str) -> None:
     process.kill()
     process.wait()
 
-# %% ../../nbs/94_sandbox.ipynb #3cca60be
-def _over(process, reader: _Reader, limits: Limits, began: float, peak: list[int], stop: threading.Event) -> Iterator[str]:
+# %% ../../nbs/94_sandbox.ipynb #c97c3d42
+def _over(process, reader: _Reader, limits: Limits, began: float, peak: list[int], stop) -> Iterator[str]:
     "Look now and then until the process ends; yields the limit that was passed."
     while process.poll() is None:
         count, memory = _use(process)

@@ -22,11 +22,21 @@ from typing import Any
 
 from .plain import decode, encode
 
-# %% ../../nbs/94_student.ipynb #43ee54a2
+# %% ../../nbs/94_student.ipynb #71eab69c
 ANSWERS = "application/vnd.densegen.answers"
+
+# %% ../../nbs/94_student.ipynb #b5fddadb
 _TEXT = 100_000  # characters that one cell may show
 
-# %% ../../nbs/94_student.ipynb #471be722
+# %% ../../nbs/94_student.ipynb #26d6764f
+def _named(error: BaseException) -> str:
+    "An exception as a text; its own may fail."
+    try:
+        return f"{type(error).__name__}: {error}"[:500]
+    except BaseException:
+        return type(error).__name__
+
+# %% ../../nbs/94_student.ipynb #4e17ebf6
 def _answer(function: Any, arguments: Any) -> dict:
     "What one call gave, as plain data."
     if torch := sys.modules.get("torch"):
@@ -34,7 +44,7 @@ def _answer(function: Any, arguments: Any) -> dict:
     try:
         return {"value": encode(function(*decode(arguments)))}
     except BaseException as error:
-        return {"error": f"{type(error).__name__}: {error}"[:500]}
+        return {"error": _named(error)}
 
 # %% ../../nbs/94_student.ipynb #f1e88ede
 def answers(
@@ -57,7 +67,17 @@ class _Shown(io.StringIO):
 def _out_of_time(*signal_and_frame: Any) -> None:
     raise TimeoutError("the cell took too long")
 
-# %% ../../nbs/94_student.ipynb #e5d2dd52
+# %% ../../nbs/94_student.ipynb #a2df6402
+def _execute(source: str, namespace: dict) -> None:
+    "Statements, and the value of the last one as a notebook shows it."
+    tree = ast.parse(re.sub(r"(?m)^[%!].*$", "", source))
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "<cell>", "exec"), namespace)
+    value = last and eval(compile(ast.Expression(last.value), "<cell>", "eval"), namespace)
+    if value is not None:
+        print(repr(value))
+
+# %% ../../nbs/94_student.ipynb #a2d58675
 def run_cell(
     source: str,  # of a code cell
     namespace: dict,  # in which it runs
@@ -69,14 +89,9 @@ def run_cell(
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-            tree = ast.parse(re.sub(r"(?m)^[%!].*$", "", source))
-            last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-            exec(compile(tree, "<cell>", "exec"), namespace)
-            value = last and eval(compile(ast.Expression(last.value), "<cell>", "eval"), namespace)
-            if value is not None:
-                print(repr(value))
+            _execute(source, namespace)
     except BaseException as error:
-        line = {"ename": type(error).__name__, "evalue": str(error)[:500], "traceback": []}
+        line = {"ename": type(error).__name__, "evalue": _named(error).partition(": ")[2], "traceback": []}
         outputs = [{"output_type": "error", **line}]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -104,7 +119,16 @@ def show_answers(
     calls = json.loads(Path(path).read_text())
     get_ipython().display_pub.publish({ANSWERS: answers(calls, namespace)})
 
-# %% ../../nbs/94_student.ipynb #04aa46eb
+# %% ../../nbs/94_student.ipynb #0d9638d7
+def _calling(number: int, calls: list) -> dict:
+    "A cell of ours that calls the functions of a task."
+    path = Path(f"calls-{number}.json").absolute()
+    path.write_text(json.dumps(calls))
+    source = f"__import__('densegen.course.student').course.student.show_answers({str(path)!r}, globals())"
+    ours = {"cell_type": "code", "source": source, "metadata": {}, "outputs": [], "execution_count": None}
+    return {**ours, "id": f"calls-{number}"}
+
+# %% ../../nbs/94_student.ipynb #ff72b28b
 def _with_calls(request: dict) -> tuple[list[dict], list[int | None]]:
     "The cells with those that call, and for each the number that it has in the notebook; `None` for ours."
     cells, numbers = [], []
@@ -112,11 +136,7 @@ def _with_calls(request: dict) -> tuple[list[dict], list[int | None]]:
         cells.append(cell)
         numbers.append(number)
         if calls := request["calls"].get(str(number)):
-            path = Path(f"calls-{number}.json").absolute()
-            path.write_text(json.dumps(calls))
-            source = f"__import__('densegen.course.student').course.student.show_answers({str(path)!r}, globals())"
-            ours = {"cell_type": "code", "source": source, "metadata": {}, "outputs": [], "execution_count": None}
-            cells.append({**ours, "id": f"calls-{number}"})
+            cells.append(_calling(number, calls))
             numbers.append(None)
     return cells, numbers
 
@@ -128,7 +148,7 @@ def _frame(numbers: list[int | None], index: int, outputs: list[dict]) -> dict:
     found = (output.get("data", {}).get(ANSWERS) for output in outputs)
     return {"cell": numbers[index - 1], "answers": next(filter(None, found), "")}
 
-# %% ../../nbs/94_student.ipynb #76d84a7c
+# %% ../../nbs/94_student.ipynb #756ddcd5
 def _client_class():
     "A papermill client that sends each cell when it is done and bounds what a cell shows."
     from jupyter_core.utils import run_sync
@@ -141,7 +161,8 @@ def _client_class():
 
         def process_message(self, message, cell, cell_index):
             content = message["content"]
-            if message["msg_type"] in ("stream", "display_data", "execute_result") and self.numbers[cell_index] is not None:
+            shows = message["msg_type"] in ("stream", "display_data", "execute_result")
+            if shows and self.numbers[cell_index] is not None:
                 texts = [content["text"]] if "text" in content else map(str, content["data"].values())
                 size = sum(map(len, texts)) // (1 if "text" in content else 20)  # pictures may be larger
                 self.shown[cell_index] = self.shown.get(cell_index, 0) + size
@@ -182,10 +203,11 @@ def _in_kernel(request: dict, send: Callable[[dict], None]) -> None:
     notebook = nbformat.from_dict({**request["notebook"], "cells": cells})
     execute_notebook(notebook, None, engine_name="graded", kernel_name="python3", language="python", progress_bar=False)
 
-# %% ../../nbs/94_student.ipynb #497a72f6
+# %% ../../nbs/94_student.ipynb #94b56caa
 def _limit(limits: dict) -> None:
     "Limits that this process and its children cannot raise again."
-    wanted = {"CORE": 0, "FSIZE": limits["disk"], "CPU": int(limits["wall"]), "AS": limits["memory"] + 2**33, "NOFILE": 1024}
+    wanted = {"CORE": 0, "NOFILE": 1024, "FSIZE": limits["disk"], "CPU": int(limits["wall"])}
+    wanted["AS"] = limits["memory"] + 2**33  # addresses; what is used is counted from outside
     for name, number in wanted.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]

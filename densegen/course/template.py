@@ -11,11 +11,13 @@ import re
 
 import nbformat
 
-# %% ../../nbs/92_template.ipynb #cccfaec2
+# %% ../../nbs/92_template.ipynb #1c2639b5
 _TITLE = """
 # Homework: TITLE
 
-Why this homework, and what you will have built at the end. Fill in the cells that say `YOUR CODE HERE`. The checks below them help you; the points are decided by others, on new numbers. The notebook runs from top to bottom at any time, solved or not.
+Why this homework, and what you will have built at the end. Fill in the cells that say `YOUR CODE HERE`.
+The checks below them help you; the points are decided by others, on new numbers.
+The notebook runs from top to bottom at any time, solved or not.
 """
 
 # %% ../../nbs/92_template.ipynb #1c1e819b
