@@ -137,13 +137,15 @@ def test_timm_backbones_get_the_layers_that_were_asked_for():
     output = model(torch.zeros(1, 3, 60, 90))
     assert not model.training and output.logits.shape == (1, 3, 60, 90) and len(output.features) == 2
     assert output.features[-1].shape[2:] == (4, 6) and output.penultimate is output.features[-1]
+    output = from_timm(3, "deit3_small_patch16_224", pretrained=False, layers=1)(torch.zeros(1, 3, 90, 120))
+    assert output.logits.shape == (1, 3, 90, 120) and output.penultimate.ndim == 4
     assert from_timm(3, "test_convnext", pretrained=False, layers=2)(torch.zeros(1, 3, 64, 96)).logits.shape == (1, 3, 64, 96)
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("name", ["mixer_s32_224", "resmlp_12_224"])
 def test_a_backbone_of_one_size_is_refused_in_one_line(name):
     installed("timm")
-    with pytest.raises(ValueError, match="backbone: expected one for images of any size; SwinTransformer refuses: ") as info:
+    with pytest.raises(ValueError, match="backbone: expected one for images of any size; MlpMixer refuses: ") as info:
         from_timm(3, name, pretrained=False)
     assert "\n" not in str(info.value)
 
