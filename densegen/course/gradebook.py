@@ -190,7 +190,7 @@ def student_page(
     cells = "".join(map(_cell_html, notebook.cells if notebook else []))
     return _page(f"{homework.name}: {marks.student}", body + cells)
 
-# %% ../../nbs/96_gradebook.ipynb #169ab958
+# %% ../../nbs/96_gradebook.ipynb #3c1b4bf9
 def picture(
     homework: Homework,
     marks: list[Marks],  # at least one
@@ -208,7 +208,8 @@ def picture(
     top = sum(task.points for task in homework.tasks)
     right.hist([m.total for m in marks], bins=min(20, int(top) + 1), range=(-0.5, top + 0.5), color="0.35", rwidth=0.9)
     right.set(xlabel=f"points of {top:g}, decided by checks", ylabel="students")
-    right.yaxis.get_major_locator().set_params(integer=True)
+    for axis in (right.xaxis, right.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()

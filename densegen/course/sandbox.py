@@ -98,7 +98,7 @@ def _bubblewrap(limits: Limits) -> list[str]:
         words += ["--setenv", name, value]
     return [*words, "--dir", _HOME, "--chdir", _HOME, "--remount-ro", "/dev", "--remount-ro", "/", "--"]
 
-# %% ../../nbs/94_sandbox.ipynb #059b8fee
+# %% ../../nbs/94_sandbox.ipynb #8b997622
 def supervise(
     home: str,  # the one folder that can be written
     memory: str,  # bytes
@@ -108,12 +108,14 @@ def supervise(
     "Run a command in sandlock, as its supervisor; ends with its exit code."
     import sandlock
 
-    package = str(Path(densegen.__file__).parent)
+    package, course = str(Path(densegen.__file__).parent), Path(home) / "course"
+    course.mkdir()
+    (course / "densegen").symlink_to(package)  # the folder around the package cannot be listed
     box = sandlock.Sandbox(
         fs_readable=[*_shown(), package, "/proc", "/dev/urandom", "/dev/null", "/dev/zero"],
         fs_writable=[home, "/dev/null"],
         max_memory=int(memory), max_processes=int(processes), clean_env=True, cwd=home,
-        env=_environment(home, str(Path(package).parent)),
+        env=_environment(home, str(course)),
     )
     with box.popen(list(command)) as process:
         sys.exit(process.wait().exit_code)
