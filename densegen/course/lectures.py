@@ -119,7 +119,8 @@ def find(
 ) -> list[Lecture]:  # in lecture order
     "The lectures meant by these names; raises `UnknownName`."
     known = lectures(root)
-    aliases = {alias: e for e in known for alias in (e.name.split("_")[0], e.name.partition("_")[2], e.name)}
+    names_of = lambda e: (e.name.split("_")[0], e.name.partition("_")[2], e.name)
+    aliases = {alias: e for e in reversed(known) for alias in names_of(e)}  # a lecture before its lab or homework
     for name in names:
         if name not in aliases:
             raise nearest(name, [e.name for e in known], "lecture")
