@@ -140,7 +140,8 @@ def parameters(
         reason = str(error).partition("\n")[0][:300]
         raise BrokenNotebook(f"{lecture.path.name}: expected lines `name = value` as parameters; {reason}") from None
     if "scale" not in found:
-        raise BrokenNotebook(f"{lecture.path.name}: expected a cell tagged `parameters` that sets scale; got {[*found]}")
+        expected = "expected a cell tagged `parameters` that sets scale"
+        raise BrokenNotebook(f"{lecture.path.name}: {expected}; got {[*found]}")
     return found
 
 # %% ../../nbs/86_lectures.ipynb #67151d33
