@@ -321,8 +321,8 @@ def test_hugging_face_tokens_become_maps():
     first, second = model(images).features
     assert second.shape == (2, 4, 8, 12) and torch.allclose(second, F.avg_pool2d(first, 2), atol=1e-5)
     silent = HuggingFaceModel(nn.Identity())
-    silent.model.forward = lambda pixel_values, output_hidden_states: SimpleNamespace(class_queries_logits=1)
-    with pytest.raises(ValueError, match="mask classifiers have none"):
+    silent.model.forward = lambda pixel_values, output_hidden_states: SimpleNamespace(masks_queries_logits=1)
+    with pytest.raises(ValueError, match="wrap it in MaskClassifier"):
         silent(images)
 
 
