@@ -145,7 +145,8 @@ class Resynthesis(nn.Module):
     @torch.no_grad()
     def anomaly_score(self, images: Tensor) -> Tensor:
         "log P(the predicted label is wrong), float32 [B, H, W]: higher is more anomalous."
-        return F.logsigmoid(self.log_odds(images, self.model.predict(images)))
+        labels = self.model(images).logits.max(1).indices.to(torch.uint8)
+        return F.logsigmoid(self.log_odds(images, labels))
 
 # %% ../../nbs/54_resynthesis.ipynb #42f3f369
 def train_resynthesis(
