@@ -28,11 +28,11 @@ course: $(READY) ## run the lectures (SCALE=smoke is a tour of a minute or two)
 	$(BIN)/densegen run --scale $(SCALE) --jobs $(JOBS)
 
 test: $(READY) ## all that CI runs: sources in sync, unit tests, every lecture at scale cpu, the book
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 	$(BIN)/densegen run --scale cpu --jobs $(JOBS)
 
 quick: $(READY) ## the same at scale smoke, for everyday work
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 	$(BIN)/densegen run --scale smoke --jobs $(JOBS)
 
 lab: $(READY) ## open JupyterLab on the index
