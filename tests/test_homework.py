@@ -1,8 +1,8 @@
 """The grader against everybody: right, broken and hostile submissions; what is handed out; teacher's commands."""
-import html
 import contextlib
 import copy
 import csv
+import html
 import json
 import os
 import shutil
