@@ -132,6 +132,7 @@ def unlocked():
 def renamed():
     notebook = changed(double=WRONG)
     notebook.cells[4].metadata.nbgrader["grade_id"] = "tiny-double"
+    notebook.cells[4].source = notebook.cells[4].source.replace(CANARY, "")  # what one hands in oneself is no leak
     return notebook
 
 

@@ -99,7 +99,8 @@ class ColourDistance(nn.Module):
     def anomaly_score(self, images: Tensor) -> Tensor:
         "[B, 3, H, W] -> float32 [B, H, W], higher is more anomalous."
         smooth = F.avg_pool2d(images.float() / 255, 5, 1, 2).permute(0, 2, 3, 1)
-        return torch.cdist(smooth.flatten(0, 2), self.means).amin(1).unflatten(0, smooth.shape[:3])
+        exact = "donot_use_mm_for_euclid_dist"  # a matrix product loses the small distances
+        return torch.cdist(smooth.flatten(0, 2), self.means, compute_mode=exact).amin(1).unflatten(0, smooth.shape[:3])
 
 # %% ../../nbs/53_embedding_density.ipynb #51d49f01
 class FeatureDensity(nn.Module):
