@@ -98,9 +98,9 @@ class ColourDistance(nn.Module):
     @torch.no_grad()
     def anomaly_score(self, images: Tensor) -> Tensor:
         "[B, 3, H, W] -> float32 [B, H, W], higher is more anomalous."
-        smooth = F.avg_pool2d(images.float() / 255, 5, 1, 2).permute(0, 2, 3, 1)
-        exact = "donot_use_mm_for_euclid_dist"  # a matrix product loses the small distances
-        return torch.cdist(smooth.flatten(0, 2), self.means, compute_mode=exact).amin(1).unflatten(0, smooth.shape[:3])
+        smooth = F.avg_pool2d(images.float() / 255, 5, 1, 2)
+        gaps = [torch.linalg.vector_norm(smooth - mean[:, None, None], dim=1) for mean in self.means]
+        return torch.stack(gaps).amin(0)
 
 # %% ../../nbs/53_embedding_density.ipynb #51d49f01
 class FeatureDensity(nn.Module):
