@@ -15,9 +15,8 @@ from densegen.dense.road_detector import (
     SCORES, SHIPPED, RoadDetector, RoadHeads, encoded, load_shipped, ship, shipped_detector, train_road_detector,
 )
 from densegen.dense.roads import road_anomaly
-from densegen.dense.two_heads import OUTLIER
 from densegen.workbench.data import DataNotFound
-from densegen.workbench.pictures import VOID, DenseSet
+from densegen.workbench.pictures import OUTLIER, VOID, DenseSet
 
 
 def dice(seed=0):

@@ -10,7 +10,7 @@ from scipy.spatial.distance import jensenshannon
 
 from densegen.dense.segmentation import Ladder
 from densegen.streets.scenes import streets
-from densegen.workbench.pictures import VOID
+from densegen.workbench.pictures import OUTLIER, VOID
 from densegen.dense.synthetic_negatives import (
     SIZES,
     NFlowJS,
@@ -20,7 +20,6 @@ from densegen.dense.synthetic_negatives import (
     paste_patches,
     synthetic_batches,
 )
-from densegen.dense.two_heads import OUTLIER
 from densegen.flows.bijections import reference_ladj
 
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from densegen.anomaly.scores import auroc
 from densegen.dense.dense_hybrid import DenseHybrid, HybridHalf, _log_density
 from densegen.dense.segmentation import Dense, Ladder, SegmentationModel
-from densegen.dense.two_heads import OUTLIER, TwoHeads, fine_tune, mixed_batches
+from densegen.dense.two_heads import TwoHeads, fine_tune, mixed_batches
 from densegen.streets.pasting import paste
 from densegen.streets.scenes import streets
 from densegen.streets.things import NEGATIVES
-from densegen.workbench.pictures import VOID
+from densegen.workbench.pictures import OUTLIER, VOID
 
 
 @pytest.fixture(scope="module")

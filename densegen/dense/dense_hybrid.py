@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .segmentation import Dense, SegmentationModel
-from .two_heads import OUTLIER, TwoHeads, mean_over, resized
+from .two_heads import TwoHeads, mean_over, resized
+from ..workbench.pictures import OUTLIER
 
 # %% ../../nbs/56_dense_hybrid.ipynb #26caecda
 def _log_density(logits: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ from .photo_negatives import mixed_crops
 from densegen.dense.segmentation import (
     IMAGENET, Dense, SegmentationModel, class_weights, fit_size, overlap_loss, pixel_cross_entropy,
 )
-from .two_heads import OUTLIER, mean_over, resized
+from .two_heads import mean_over, resized
 from .your_model import Calibration, calibrate
-from ..workbench.pictures import CLASSES, VOID, DenseSet
+from ..workbench.pictures import CLASSES, OUTLIER, VOID, DenseSet
 from ..workbench.run import pick_device, write_atomic
 
 # %% ../../nbs/65_road_detector.ipynb #c9af5fcc

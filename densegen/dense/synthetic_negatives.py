@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from .augmentation import augment
 from .segmentation import SegmentationModel, pixel_cross_entropy
-from .two_heads import OUTLIER, mean_over
+from .two_heads import mean_over
 from ..flows.dequantization import UniformNoise, bits_per_dim, multiscale
 from ..flows.glow import GlowSteps, initialize_actnorm
-from ..workbench.pictures import VOID
+from ..workbench.pictures import OUTLIER, VOID
 
 # %% ../../nbs/57_synthetic_negatives.ipynb #595ea60e
 def js_to_uniform(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'SKY', 'BUILDING', 'POLE', 'ROAD', 'PAVEMENT', 'TREE', 'SIGN', 'FENCE', 'CAR', 'PEDESTRIAN', 'BICYCLIST',
-           'VOID', 'COLOURS', 'colour_labels', 'DenseSet', 'BadFile', 'read_image', 'read_mask']
+           'VOID', 'OUTLIER', 'COLOURS', 'colour_labels', 'DenseSet', 'BadFile', 'read_image', 'read_mask']
 
 # %% ../../nbs/02_pictures.ipynb #d3abe963
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ CLASSES = (
 )
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
 VOID = 255  # not to be judged, in label maps and in anomaly maps
+OUTLIER = 254  # in the labels of mixed images: a pasted thing
 COLOURS = (
     (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
     (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
