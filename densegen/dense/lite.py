@@ -93,9 +93,10 @@ class FullLite(LiteEncoder):
         self,
         weights: dict[str, Tensor] | None = None,  # as from `lite0_weights`; None leaves it untrained
         frozen: int = 16,  # blocks that stay as they are, with the stem
+        enlarge: int = 1,  # of the images
         half: bool = False,  # a map at 1/2 as well
     ):
-        super().__init__(weights, frozen, enlarge=1)
+        super().__init__(weights, frozen, enlarge)
         if half:
             self.widths, self.taps = (16, *self.widths), (0, *self.taps)
 
