@@ -7,9 +7,10 @@ from torch import nn
 
 from densegen.anomaly.scores import LOGIT_SCORES
 from densegen.dense.embedding_density import (
-    DENSITIES, ODIN, ColourDistance, EmbeddingDensity, FeatureDensity, FrozenFeatures, GaussianFeatures, LocalContrast,
-    LogitDetector, MiddleOfPicture, NeighbourFeatures, PositionPrior, feature_maps, frozen_network,
+    DENSITIES, ODIN, ColourDistance, EmbeddingDensity, FeatureDensity, GaussianFeatures, LocalContrast,
+    LogitDetector, MiddleOfPicture, NeighbourFeatures, PositionPrior,
 )
+from densegen.dense.frozen_maps import feature_maps, frozen_network
 from densegen.dense.segmentation import Dense, Ladder, SegmentationModel
 
 

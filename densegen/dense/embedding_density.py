@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DENSITIES', 'MiddleOfPicture', 'LocalContrast', 'ColourDistance', 'LogitDetector', 'Logits', 'ODIN', 'PositionPrior',
-           'WhiteFeatures', 'GaussianFeatures', 'NeighbourFeatures', 'FeatureDensity', 'FrozenFeatures',
-           'frozen_network', 'feature_maps', 'EmbeddingDensity']
+           'WhiteFeatures', 'GaussianFeatures', 'NeighbourFeatures', 'FeatureDensity', 'fit_density',
+           'EmbeddingDensity']
 
-# %% ../../nbs/53_embedding_density.ipynb #7974cd56
+# %% ../../nbs/53_embedding_density.ipynb #6b8d4503
 import math
 from collections.abc import Sequence
 
@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..anomaly.scores import LOGIT_SCORES, Odin
-from .espnet import espnetv2_cityscapes
-from .lite import LiteEncoder, lite0_weights
-from .segmentation import Dense, SegmentationModel, fit_size
+from .segmentation import SegmentationModel, fit_size
 from ..flows.coupling import RealNVP
 
 # %% ../../nbs/53_embedding_density.ipynb #bf1a2160
@@ -102,7 +100,7 @@ class ODIN(Odin):
             raise ValueError("ODIN takes a step along a gradient, which no file of operators can: score it in Python")
         return super().anomaly_score(images.float())
 
-# %% ../../nbs/53_embedding_density.ipynb #0080c1b7
+# %% ../../nbs/53_embedding_density.ipynb #979e667e
 class PositionPrior(nn.Module):
     "Minus the logarithm of how often the predicted class stood at this place of the training images."
 
@@ -113,12 +111,15 @@ class PositionPrior(nn.Module):
         smooth = F.avg_pool2d(counts[None], 9, 1, 4)[0] + 0.1
         self.register_buffer("surprise", -(smooth / smooth.sum(0)).log())
 
+    def of_logits(self, logits: Tensor) -> Tensor:
+        "[B, K, H, W] -> [B, H, W]."
+        surprise = F.interpolate(self.surprise[None], logits.shape[2:], mode="bilinear")
+        return surprise.expand(logits.shape[0], -1, -1, -1).gather(1, logits.argmax(1, keepdim=True))[:, 0]
+
     @torch.no_grad()
     def anomaly_score(self, images: Tensor) -> Tensor:
         "[B, 3, H, W] -> float32 [B, H, W], higher is more anomalous."
-        surprise = F.interpolate(self.surprise[None], images.shape[2:], mode="bilinear")
-        named = self.model(images).logits.argmax(1)
-        return surprise.expand(images.shape[0], -1, -1, -1).gather(1, named[:, None])[:, 0]
+        return self.of_logits(self.model(images).logits)
 
 # %% ../../nbs/53_embedding_density.ipynb #fa00581a
 class WhiteFeatures(nn.Module):
@@ -138,7 +139,7 @@ class WhiteFeatures(nn.Module):
         "[M, C] -> [M, dim], mean 0 and covariance 1 over the training features."
         return (vectors - self.mean) @ self.axes
 
-# %% ../../nbs/53_embedding_density.ipynb #6355a9dc
+# %% ../../nbs/53_embedding_density.ipynb #27cbebcd
 class GaussianFeatures(WhiteFeatures):
     "A Gaussian over the feature vectors of one layer (PaDiM and Mahalanobis scores are of this kind)."
 
@@ -149,7 +150,7 @@ class GaussianFeatures(WhiteFeatures):
         u = self.whiten(vectors)
         return self.log_scale - 0.5 * (u.square().sum(1) + u.shape[1] * math.log(2 * math.pi))
 
-
+# %% ../../nbs/53_embedding_density.ipynb #095da99f
 class NeighbourFeatures(WhiteFeatures):
     "Distances to stored feature vectors as a density (Loftsgaarden and Quesenberry, 1965; PatchCore, CVPR 2022)."
 
@@ -160,7 +161,7 @@ class NeighbourFeatures(WhiteFeatures):
         vectors: Tensor,  # [M, C], in random order: the first `bank` of them are stored
         dim: int = 16,  # main axes that are kept
         k: int = 5,  # which neighbour
-        bank: int = 2000,  # vectors in memory, more than k
+        bank: int = 1000,  # vectors in memory, more than k
     ):
         super().__init__(vectors, dim)
         self.k = k
@@ -176,7 +177,7 @@ class NeighbourFeatures(WhiteFeatures):
         nearest = squares.topk(self.k, largest=False).values[:, -1]
         return self.constant - u.shape[1] / 2 * nearest.clamp_min(1e-10).log()
 
-# %% ../../nbs/53_embedding_density.ipynb #51887098
+# %% ../../nbs/53_embedding_density.ipynb #4809aefb
 class FeatureDensity(WhiteFeatures):
     "A flow over the feature vectors of one layer (Blum et al., 2021)."
 
@@ -199,57 +200,38 @@ class FeatureDensity(WhiteFeatures):
     def loss(self, vectors):
         return -self.log_prob(vectors).mean() / self.axes.shape[1]
 
-
+# %% ../../nbs/53_embedding_density.ipynb #cd71ebaf
 DENSITIES = {"gaussian": GaussianFeatures, "neighbours": NeighbourFeatures, "flow": FeatureDensity}
-
-# %% ../../nbs/53_embedding_density.ipynb #87bd3a76
-class FrozenFeatures(SegmentationModel):
-    "An encoder under the contract: its maps, and no classes."
-
-    def __init__(self, encoder: nn.Module):  # normalized images to maps, from shallow to deep; has `mean`, `std`
-        super().__init__()
-        self.encoder, self.mean, self.std = encoder.eval().requires_grad_(False), encoder.mean, encoder.std
-
-    def forward(self, images):
-        maps = tuple(self.encoder(self.normalized(images)))
-        return Dense(maps[0].new_zeros(images.shape[0], 1, *images.shape[2:]), maps)
-
-
-def frozen_network(
-    name: str,  # "lite0" or "espnetv2"
-) -> SegmentationModel:  # in evaluation mode
-    "A network that others trained; `KeyError` for another name, `DataNotFound` without ESPNetv2's weights."
-    lite = lambda: FrozenFeatures(LiteEncoder(lite0_weights(), frozen=13, enlarge=1))
-    return {"lite0": lite, "espnetv2": espnetv2_cityscapes}[name]().eval()
-
-# %% ../../nbs/53_embedding_density.ipynb #dd89a0c6
-@torch.no_grad()
-def feature_maps(
-    images: Tensor,  # uint8 [N, 3, H, W]
-    network: str,  # as for `frozen_network`
-    layers: Sequence[int],  # which of its features
-) -> dict:  # "maps": float16 [N, C, h, w] of each layer; for `artifact`
-    "Maps of a frozen network for many images."
-    model = frozen_network(network)
-    parts = [[model(x).features[k].half() for k in layers] for x in images.split(4)]
-    return {"maps": [torch.cat(layer).contiguous() for layer in zip(*parts)]}
 
 # %% ../../nbs/53_embedding_density.ipynb #575be6ed
 def _pixels(maps: Tensor) -> Tensor:
     "Feature vectors of all pixels, [B, C, h, w] -> [B h w, C]."
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
-# %% ../../nbs/53_embedding_density.ipynb #1c609d6e
+# %% ../../nbs/53_embedding_density.ipynb #21e43eb6
+def fit_density(
+    vectors: Tensor,  # [M, C], training features of one layer
+    kind: str = "flow",  # one of `DENSITIES`
+    dim: int = 16,  # main axes that are kept
+    steps: int = 500,  # updates, of a density that is trained
+    sample: int = 100_000,  # vectors that are used, drawn at random
+) -> nn.Module:  # one of `DENSITIES`, no longer trained
+    "A density of feature vectors."
+    from densegen.workbench.training import cosine, fit
+
+    v = vectors[torch.randperm(len(vectors))[:sample]].float()
+    density = DENSITIES[kind](v, dim)
+    if hasattr(density, "loss"):
+        fit(density, v, steps=steps, batch_size=512, schedule=cosine(), clip=10.0, label=kind)
+    return density.requires_grad_(False)
+
+# %% ../../nbs/53_embedding_density.ipynb #c5942d2b
 class EmbeddingDensity(nn.Module):
     "Densities of frozen features of several layers; the score is the least normalized log-density (Blum et al., 2021)."
 
     def __init__(
-        self,
-        model: SegmentationModel,  # stays as it is
-        layers: tuple[int, ...] = (1, 2, -1),  # which of its features
-        dim: int = 16,  # main axes kept of each
-        kind: str = "flow",  # one of `DENSITIES`
-    ):
+        self, model: SegmentationModel, layers: tuple[int, ...] = (1, 2, -1), dim: int = 16, kind: str = "flow"
+    ):  # a model that stays as it is, which of its features, main axes kept of each, one of `DENSITIES`
         super().__init__()
         if kind not in DENSITIES:
             raise ValueError(f"kind: expected one of {', '.join(DENSITIES)}; got {kind!r}")
@@ -265,17 +247,9 @@ class EmbeddingDensity(nn.Module):
 
     def fit_vectors(self, vectors: Sequence[Tensor], steps: int = 500, sample: int = 100_000) -> "EmbeddingDensity":
         "Fit to feature vectors [M, C] of each layer."
-        from densegen.workbench.training import cosine, fit
-
-        densities, averages = nn.ModuleList(), []
-        for number, v in enumerate(vectors):
-            v = v[torch.randperm(len(v))[:sample]]
-            density = DENSITIES[self.kind](v, self.dim)
-            if hasattr(density, "loss"):
-                fit(density, v, steps=steps, batch_size=512, schedule=cosine(), clip=10.0, label=f"layer {number}")
-            densities.append(density.requires_grad_(False))
-            averages.append(density.log_prob(v[-20_000:]).mean().item())  # the last ones: none is in a bank
-        self.densities, self.average[:] = densities, torch.tensor(averages)  # a second fit replaces the first
+        self.densities = nn.ModuleList(fit_density(v, self.kind, self.dim, steps, sample) for v in vectors)
+        drawn = [v[torch.randperm(len(v))[:20_000]] for v in vectors]
+        self.average[:] = torch.stack([d.log_prob(v.float()).mean() for d, v in zip(self.densities, drawn)])
         return self
 
     @torch.no_grad()

@@ -174,7 +174,7 @@ class Resynthesis(nn.Module):
         labels = self.model(images).logits.max(1).indices.to(torch.uint8)
         return F.logsigmoid(self.log_odds(images, labels))
 
-# %% ../../nbs/54_resynthesis.ipynb #6ef9acae
+# %% ../../nbs/54_resynthesis.ipynb #93d49099
 def train_painter(
     model: SegmentationModel,  # its first features judge the likeness; stays as it is
     draw: Callable,  # ordinary batches of images and labels, as from `batches`
@@ -188,7 +188,7 @@ def train_painter(
     fit(Lesson(painter, model), draw, steps=steps, batch_size=8, lr=4e-3, schedule=cosine(warmup=0.1), label="painter")
     return painter.eval()
 
-
+# %% ../../nbs/54_resynthesis.ipynb #425a9d0c
 def train_judge(
     detector: Resynthesis,  # its judge is trained
     draw: Callable,  # as for `train_painter`
