@@ -153,7 +153,7 @@ class Ladder(SegmentationModel):
         self,
         classes: int,  # how many
         widths: tuple[int, ...] = (16, 32, 64, 128, 128),  # channels at 1/2, 1/4, 1/8, 1/16 and 1/32
-        rungs: tuple[int, ...] = (64, 64, 32),  # channels of the decoder at 1/16, 1/8 and 1/4
+        rungs: tuple[int, ...] = (64, 64, 32),  # channels of the decoder, one fewer than the encoder's maps
         weights: Tensor | None = None,  # [classes], of the loss; see `class_weights`
         dice: float = 0.7,  # weight of the overlap term of the loss
         encoder: nn.Module | None = None,  # another one: normalized images to maps of `widths`; has `mean`, `std` too
@@ -162,7 +162,7 @@ class Ladder(SegmentationModel):
         self.dice, self.encoder = dice, encoder or _Encoder(widths)
         self.mean, self.std = self.encoder.mean, self.encoder.std
         self.decoder = _Decoder(self.encoder.widths, rungs)
-        self.head, self.aid = nn.Conv2d(rungs[2], classes, 1), nn.Conv2d(rungs[1], classes, 1)
+        self.head, self.aid = nn.Conv2d(rungs[-1], classes, 1), nn.Conv2d(rungs[-2], classes, 1)
         self.register_buffer("weights", torch.ones(classes) if weights is None else weights.clone())
 
     def forward(self, images):
@@ -173,7 +173,11 @@ class Ladder(SegmentationModel):
 
     def loss(self, batch):
         images, labels = batch
-        *_, before, last = self.decoder(self.encoder(self.normalized(images)))
+        return self.terms(self.encoder(self.normalized(images)), labels)
+
+    def terms(self, maps: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        "The terms of the loss, from the encoder's maps."
+        *_, before, last = self.decoder(maps)
         logits, half = self.head(last), labels[:, ::2, ::2]
         fine, aid = fit_size(logits, labels.shape[1:]), fit_size(self.aid(before), half.shape[1:])
         terms = {"cross entropy": self._cross_entropy(fine, labels), "aid": 0.3 * self._cross_entropy(aid, half)}
