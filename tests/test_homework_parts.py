@@ -204,8 +204,7 @@ for family, place in ((socket.AF_INET, ("127.0.0.1", {port})), (socket.AF_UNIX, 
         socket.socket(family).connect(place)
         print("connected")
     except OSError: pass
-try: open("/usr/densegen-was-here", "w")
-except OSError: print("read-only")
+print("writable" if os.access("/course/densegen", os.W_OK) else "read-only")
 """, sandbox.Limits(cell=20, wall=40))
     names = told.splitlines()[0]
     assert "read-only" in told and "'HOME'" in names and "DENSEGEN_WORKER" not in names
