@@ -664,8 +664,6 @@ HOMEWORK = [
     _mutant("grade", "hidden-part-inside", "course/assignment",
             'parted(cell.source, "hidden check")[0] if is_check(cell) else cell.source', "cell.source",
             "homework_parts.py::test_what_is_executed_shows_nothing_hidden"),
-    _mutant("grade", "visible-part-executed", "course/assignment",
-            "if not _is_visible(statement)]", "]", "homework.py::test_a_broken_homework_is_not_graded"),
     _mutant("judge", "any-tolerance", "course/homework",
             "np.isclose(got, wanted, rtol=rtol, atol=atol)", "np.isclose(got, wanted, rtol=0.1, atol=0.1)",
             "homework.py::test_difference"),
