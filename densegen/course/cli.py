@@ -301,13 +301,20 @@ def site() -> None:
 @app.command()
 def score(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them at any depth.")],
-    out: Annotated[Path, typer.Option(help="Folder for NAME.npz and NAME_heat.png; no other file is written over.")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME.npz and the pictures; no other file is written over.")],
     model: Annotated[Optional[Path], typer.Option(help="A detector, as `save_detector` writes it (.onnx); without it "
                                                   "the road detector of the package.")] = None,
     masks: Annotated[Optional[Path], typer.Option(help="Folder of masks (0, 1, 255 void): print metrics.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Tiles at a time.")] = 8,
-    threshold: Annotated[Optional[float], typer.Option(help="Of the heat maps, instead of the calibrated.")] = None,
-    overlay: Annotated[bool, typer.Option(help="Write heat maps.")] = True,
+    anomaly: Annotated[Optional[int], typer.Option(min=0, max=255, help="The value of the masks that is the anomaly; "
+                                                   "all others are ordinary, 255 is void.")] = None,
+    resize: Annotated[Optional[int], typer.Option(min=64, max=8192, help="Score at this length of the longer side; "
+                                                  "results have the size of the image.")] = None,
+    tile: Annotated[Optional[str], typer.Option(help="HEIGHTxWIDTH, of the package's detector.")] = None,
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Tiles at a time; else what makes 2 megapixels.")] = None,
+    threshold: Annotated[Optional[float], typer.Option(help="Of alarms, instead of the calibrated.")] = None,
+    overlay: Annotated[bool, typer.Option(help="Write heat maps, NAME_heat.png.")] = True,
+    classes: Annotated[bool, typer.Option("--classes", help="Write class maps, NAME_classes.png.")] = False,
+    alarm: Annotated[bool, typer.Option("--alarm", help="Write alarms, NAME_alarm.png: 255 over the threshold.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, auto ...")] = "cpu",
     fresh: Annotated[bool, typer.Option(help="Score again what is there already.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Also read .pt2, a kind of file that can do on this machine "
@@ -316,11 +323,12 @@ def score(
     """Anomaly scores and heat maps of photographs of any size, by a detector from a file, or the package's own.
 
     Photographs are turned upright, transparent pixels stand on grey 128, of several pictures in a file the first
-    counts.
+    counts. Metrics are pooled over all pixels of all images that have a mask.
     """
     from densegen.course import scoring
 
-    wanted = scoring.Request(images, model, out, masks, batch, threshold, overlay, device, fresh, trust)
+    wanted = scoring.Request(images, model, out, masks, anomaly, resize, tile, batch, threshold, overlay, classes, alarm,
+                             device, fresh, trust)
     raise typer.Exit(scoring.score_request(wanted))
 
 # %% ../../nbs/97_cli.ipynb #b9ea203c
