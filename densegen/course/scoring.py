@@ -122,7 +122,8 @@ def follow(
 # %% ../../nbs/91_scoring.ipynb #342b959c
 def _show_metrics(metrics: StreamingMetrics, images: int) -> None:
     "`ValueError` where there is nothing to rank."
-    table = table_of(f"pooled over all pixels of {images} images", "AP", "AUROC", "FPR95")
+    console.print(f"pooled over all pixels of {images} images:")
+    table = table_of("", "AP", "AUROC", "FPR95")
     table.add_row(*(f"{100 * value:.2f} %" for value in metrics.compute()))
     console.print(table)
 
