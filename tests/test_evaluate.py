@@ -10,15 +10,12 @@ import torch
 from conftest import lines
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
-from torch import nn
 from typer.testing import CliRunner
 
 from densegen.course import cli, console
 from densegen.dense.components import ComponentMetrics
 from densegen.dense.detector_file import load_detector, save_detector
-from densegen.dense.evaluate import BENCHMARKS, jobs_of, judge_results
-from densegen.dense.metrics import best_f1_threshold, mean_iou, confusion, open_miou
-from densegen.dense.photo_folder import score_files
+from densegen.dense.metrics import best_f1_threshold, confusion, mean_iou, open_miou
 from densegen.dense.segmentation import Dense, SegmentationModel
 from densegen.workbench.pictures import VOID
 
@@ -50,9 +47,9 @@ def frame(seed, size=(64, 96)):
     "Scores 0..255 and a truth of 0, 1, void with blobs that the scores half know."
     rng = np.random.default_rng(seed)
     truth = np.zeros(size, np.uint8)
-    truth[5:20, 8:30] = 1
-    truth[30:, :7] = VOID
-    red = np.clip(90 + 60 * (truth == 1) + rng.normal(0, 40, size), 0, 255).astype(np.uint8)
+    truth[5:40, 8:60] = 1
+    truth[50:, :7] = VOID
+    red = np.clip(70 + 110 * (truth == 1) + rng.normal(0, 40, size), 0, 255).astype(np.uint8)
     return red, truth
 
 
@@ -205,6 +202,17 @@ def test_results_at_another_size_are_judged_at_full_size(model, command, tmp_pat
         assert command("anomaly_track", tmp_path / "set", "--model", model, "--out", tmp_path / "out", *words).exit_code == 0
         with np.load(tmp_path / "out/images/validation0000.npz") as data:
             assert data["score"].shape == (64, 96)
+
+
+def test_the_lines_of_the_readme_make_a_detector_for_the_command(root, command, tmp_path, monkeypatch):
+    blocks = (root / "README.md").read_text().split("```python\n")[1:]
+    (code,) = [block.split("```")[0] for block in blocks if "class Mine" in block]
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("steps=200", "steps=2").replace('"train", 60', '"train", 6').replace('"val", 20', '"val", 3'), {"__name__": "readme"})
+    saved = load_detector(tmp_path / "mine.onnx")
+    assert saved.both and saved.calibration.rate <= 0.01 and saved.tile == (96, 128)
+    segment_me(tmp_path / "set")
+    assert command("anomaly_track", "set", "--model", "mine.onnx").exit_code == 0
 
 
 MEMORY = """

@@ -314,7 +314,7 @@ def score(
     threshold: Annotated[Optional[float], typer.Option(help="Of alarms, instead of the calibrated.")] = None,
     overlay: Annotated[bool, typer.Option(help="Write heat maps, NAME_heat.png.")] = True,
     classes: Annotated[bool, typer.Option("--classes", help="Write class maps, NAME_classes.png.")] = False,
-    alarm: Annotated[bool, typer.Option("--alarm", help="Write alarms, NAME_alarm.png: 255 over the threshold.")] = False,
+    alarm: Annotated[bool, typer.Option("--alarm", help="Write NAME_alarm.png, white where alarmed.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, auto ...")] = "cpu",
     fresh: Annotated[bool, typer.Option(help="Score again what is there already.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Also read .pt2, a kind of file that can do on this machine "
@@ -327,8 +327,8 @@ def score(
     """
     from densegen.course import scoring
 
-    wanted = scoring.Request(images, model, out, masks, anomaly, resize, tile, batch, threshold, overlay, classes, alarm,
-                             device, fresh, trust)
+    judged, drawn = (masks, anomaly, resize, tile, batch, threshold), (overlay, classes, alarm)
+    wanted = scoring.Request(images, model, out, *judged, *drawn, device, fresh, trust)
     raise typer.Exit(scoring.score_request(wanted))
 
 # %% ../../nbs/97_cli.ipynb #29519ccd

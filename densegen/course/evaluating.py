@@ -108,7 +108,8 @@ def _submit(trial: Trial, jobs: list, track: str) -> None:
         say("no files for the benchmark's server: h5py is not here (pip install 'densegen[score]')", "note")
         return
     method = trial.model.stem if trial.model else "densegen"
-    console.print(f"{submit(jobs, trial.out, track, method)} files for the server: {trial.out}/anomaly_p/{method}/{track}")
+    count = submit(jobs, trial.out, track, method)
+    console.print(f"{count} files for the server: {trial.out}/anomaly_p/{method}/{track}", soft_wrap=True)
 
 # %% ../../nbs/92_evaluating.ipynb #9502e980
 def evaluate_request(
