@@ -1,5 +1,6 @@
 "Pasted photographs, the road detector, and the one that comes with the package (about 15 s)."
 import math
+import zipfile
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from densegen.dense.road_detector import (
     SCORES, SHIPPED, RoadDetector, RoadHeads, encoded, load_shipped, ship, shipped_detector, train_road_detector,
 )
 from densegen.dense.roads import road_anomaly
-from densegen.workbench.data import DataNotFound
+from densegen.workbench.data import DataCorrupted, DataNotFound
 from densegen.workbench.pictures import OUTLIER, VOID, DenseSet
 
 
@@ -124,6 +125,17 @@ def test_without_data_there_are_photographs_and_a_clear_line(monkeypatch, tmp_pa
 def untrained():
     torch.manual_seed(0)
     return RoadDetector(RoadHeads(), lite0_weights()).eval()
+
+
+def test_an_archive_that_is_not_the_published_one_is_never_opened(monkeypatch, tmp_path):
+    (tmp_path / "camvid_480x360").mkdir()
+    path = tmp_path / "camvid_480x360" / "val.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images/a.jpg", b"a bomb")
+    monkeypatch.setenv("DENSEGEN_DATA", str(tmp_path))
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("opened"))
+    with pytest.raises(DataCorrupted, match="val.zip: expected sha256 d0c34f9d.*fetch the published file again"):
+        road_frames("val")
 
 
 def test_maps_have_the_strides_of_the_contract(untrained):

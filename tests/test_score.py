@@ -19,9 +19,11 @@ from torch import nn
 
 from densegen.course import cli, console
 from densegen.dense.detector_file import load_detector, save_detector
-from densegen.dense.photo_folder import find_images, is_result, score_files
+from densegen.dense.find_photos import Job, find_images, is_result, mask_meaning
+from densegen.dense.photo_folder import score_files
 from densegen.dense.photograph import read_photo
 from densegen.dense.safe_graph import check_graph
+from densegen.dense.segmentation import Dense, SegmentationModel
 from densegen.dense.your_model import Calibration, score_images
 from densegen.workbench.pictures import BadFile
 
@@ -560,3 +562,123 @@ def test_killed_many_times_nothing_is_lost_or_left_behind(file, saved, tmp_path)
     image = torch.from_numpy(np.array(Image.open(tmp_path / "photos" / "007.png"))).permute(2, 0, 1)
     (expected,) = score_images(saved.score, [image], saved.tile, saved.overlap)
     assert np.allclose(np.load(out / "007.npz")["score"], expected, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------- other sizes, classes, alarms, masks
+
+
+class Named(SegmentationModel):
+    "Scores red; names the class by which of red, green, blue is strongest."
+
+    def forward(self, images):
+        return Dense(images.float(), ())
+
+    def anomaly_score(self, images):
+        return images[:, 0].float() / 255
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    return save_detector(Named().eval(), tmp_path_factory.mktemp("named") / "n.onnx", (32, 48), Calibration(0.5, 0.1, 0.1, 9), 12)
+
+
+def test_a_graph_names_classes_and_is_asked_only_if_they_are_wanted(named):
+    saved = load_detector(named)
+    x = torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8)
+    scores, classes = saved.both(x)
+    assert torch.equal(classes, x.argmax(1).to(torch.uint8)) and torch.equal(scores, saved.score(x))
+    assert load_detector(save_detector(Near(), named.with_name("near.onnx"), (32, 48))).both is None
+
+
+def test_class_maps_and_alarms(shell, named, file, tmp_path):
+    path = picture(tmp_path / "photos" / "a.png", 100, 150)
+    pixels = np.asarray(Image.open(path))
+    words = [tmp_path / "photos", "--out", tmp_path / "out"]
+    assert shell(*words, "--model", named).exit_code == 0 and not (tmp_path / "out/a_classes.png").exists()
+    result = shell(*words, "--model", named, "--classes", "--alarm")
+    assert result.exit_code == 0 and "1 scored" in result.stdout  # the first result had no classes
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/a_classes.png")), pixels.argmax(2))
+    alarm = np.asarray(Image.open(tmp_path / "out/a_alarm.png"))
+    assert np.array_equal(alarm, np.where(pixels[:, :, 0] > 127.5, 255, 0))
+    assert "1 kept" in shell(*words, "--model", named, "--classes", "--alarm", "--threshold", "0.9").stdout
+    assert (np.asarray(Image.open(tmp_path / "out/a_alarm.png")) > 0).sum() < (alarm > 0).sum()
+    for option, model in (("--classes", file), ("--alarm", save_detector(Near(), tmp_path / "n.onnx", (32, 48)))):
+        refused = shell(*words, "--model", model, option)
+        assert refused.exit_code == 2 and lines(refused)[0].startswith(f"error {option}: "), refused.output
+
+
+def test_results_of_an_earlier_run_are_no_photographs_whatever_they_are_called(shell, named, tmp_path):
+    picture(tmp_path / "photos" / "a.png")
+    words = ["--model", named, "--out", tmp_path / "out", "--classes", "--alarm"]
+    shell(tmp_path / "photos", *words)
+    for k, result in enumerate(sorted((tmp_path / "out").glob("*.png"))):
+        (tmp_path / "photos" / f"holiday{k}.png").write_bytes(result.read_bytes())
+    assert "0 scored, 1 kept, 0 failed" in shell(tmp_path / "photos", *words).stdout
+    result = shell(tmp_path / "out" / "a_heat.png", *words)
+    assert result.exit_code == 2 and "result of an earlier run" in lines(result)[0]
+
+
+def test_a_photograph_is_scored_at_another_size_and_its_results_have_its_own(shell, named, tmp_path):
+    path = picture(tmp_path / "photos" / "a.png", 80, 200)
+    words = [tmp_path / "photos", "--model", named, "--out", tmp_path / "out"]
+    shell(*words)
+    whole = np.load(tmp_path / "out/a.npz")["score"]
+    assert "1 scored" in shell(*words, "--resize", "100", "--classes").stdout  # other scores, no kept ones
+    with np.load(tmp_path / "out/a.npz") as data:
+        small, classes = data["score"], data["classes"]
+    red = np.asarray(Image.open(path).resize((100, 40), Image.Resampling.BILINEAR))
+    expected = torch.nn.functional.interpolate(torch.from_numpy(red[None, None, :, :, 0].astype(np.float32)), (80, 200), mode="bilinear")
+    assert small.shape == whole.shape == (80, 200) and np.allclose(small, expected[0, 0] / 255, atol=1e-5)
+    assert np.array_equal(classes, red.argmax(2).repeat(2, 0).repeat(2, 1))
+
+
+def test_the_tile_of_a_file_is_fixed_and_that_of_the_package_is_not(shell, named, tmp_path):
+    picture(tmp_path / "photos" / "a.png", 70, 100)
+    words = [tmp_path / "photos", "--out", tmp_path / "out"]
+    refused = shell(*words, "--model", named, "--tile", "64x64")
+    assert refused.exit_code == 2 and "the tile of its graph, 32x48" in lines(refused)[0]
+    assert shell(*words, "--tile", "64").exit_code == shell(*words, "--tile", "8x64").exit_code == 2
+    assert "1 scored" in shell(*words, "--tile", "64x96").stdout and "1 scored" in shell(*words, "--tile", "64x64").stdout
+
+
+def judged(result):
+    "The first number of the table."
+    return float(result.stdout.splitlines()[-1].split()[0])
+
+
+def test_what_masks_mean(shell, named, tmp_path):
+    path = picture(tmp_path / "photos" / "a.png")
+    picture(tmp_path / "photos" / "b.png", seed=1)
+    odd = np.asarray(Image.open(path))[:, :, 0] > 200
+    (tmp_path / "masks").mkdir()
+    ap = {}
+    for name, values, words in (("benchmark", (0, 1), []), ("painted", (0, 255), []), ("classes", (3, 7), ["--anomaly", "7"]),
+                                ("inverse", (3, 7), ["--anomaly", "3"])):
+        Image.fromarray(np.where(odd, values[1], values[0]).astype(np.uint8)).save(tmp_path / "masks" / "a.png")
+        result = shell(tmp_path / "photos", "--model", named, "--out", tmp_path / "out", "--masks", tmp_path / "masks", *words)
+        assert result.exit_code == 0 and "1 of 2 images have no mask" in result.stderr, result.output
+        assert ("255 counts as the anomaly" in result.stderr) == (name == "painted")
+        ap[name] = judged(result)
+    assert ap["benchmark"] == ap["painted"] == ap["classes"] == 100.0 > ap["inverse"]
+    assert shell(tmp_path / "photos", "--model", named, "--out", tmp_path / "out", "--anomaly", "7").exit_code == 2
+
+
+def test_void_stays_void_where_a_mask_has_a_one(tmp_path):
+    for name, values in (("a", [0, 255]), ("b", [0, 1, 255])):
+        Image.fromarray(np.array([values], np.uint8)).save(tmp_path / f"{name}.png")
+    jobs = [Job(tmp_path / f"{n}.jpg", n, tmp_path / f"{n}.png") for n in "ab"]
+    assert mask_meaning(jobs) == ({0: 0, 1: 1}, "") and mask_meaning(jobs[:1])[0] == {0: 0, 255: 1}
+
+
+def test_a_second_output_is_not_trusted_either(tmp_path):
+    def other(kind, sizes):
+        model = graph()
+        model.graph.node.append(helper.make_node("Cast", ["scores"], ["classes"], to=kind))
+        model.graph.output.append(helper.make_tensor_value_info("classes", kind, sizes))
+        return written(model, tmp_path / "c.onnx")
+
+    saved = load_detector(other(TensorProto.UINT8, ("n", 32, 48)))
+    assert saved.both(torch.zeros(1, 3, 32, 48, dtype=torch.uint8))[1].dtype == torch.uint8
+    for kind, sizes in ((TensorProto.INT64, ("n", 32, 48)), (TensorProto.UINT8, ("n", 32, 40)), (TensorProto.UINT8, (1, 32, 48))):
+        with pytest.raises(ValueError, match="classes"):
+            load_detector(other(kind, sizes))

@@ -263,7 +263,8 @@ def test_masks_are_matched_judged_and_their_faults_told(shell, file, tmp_path):
         Image.fromarray(bad).save(masks / f"{k}.png")
     picture(photos / "none.png")
     result = shell(photos, "--model", file, "--out", tmp_path / "out", "--masks", masks)
-    assert result.exit_code == 1 and len(lines(result)) == 4 and "3 scored, 0 kept, 4 failed" in result.stdout
+    assert result.exit_code == 1 and len(lines(result)) == 3 and "4 scored, 0 kept, 3 failed" in result.stdout
+    assert "1 of 7 images have no mask" in result.stderr and "all pixels of 3 images" in result.stdout
     scores = [np.load(tmp_path / "out" / "a" / f"{k}.npz")["score"] for k in range(3)]
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -272,7 +273,7 @@ def test_masks_are_matched_judged_and_their_faults_told(shell, file, tmp_path):
     shown = [float(word) for word in result.stdout.split() if word.replace(".", "").isdigit() and "." in word]
     assert [round(100 * v, 2) for v in expected] == pytest.approx(shown[-3:-1], abs=0.011)
     again = shell(photos, "--model", file, "--out", tmp_path / "out", "--masks", masks)
-    assert "0 scored, 3 kept" in again.stdout and result.stdout.splitlines()[-2:] == again.stdout.splitlines()[-2:]
+    assert "0 scored, 4 kept" in again.stdout and result.stdout.splitlines()[-2:] == again.stdout.splitlines()[-2:]
 
 
 def test_masks_beside_the_images_are_no_images(tmp_path):

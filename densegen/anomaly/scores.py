@@ -176,6 +176,11 @@ class StreamingMetrics:
         self.counts += other.counts.to(self.counts.device)
         return self
 
+    def table(self) -> tuple[Tensor, Tensor]:
+        "The bins that hold scores, ascending: their least and largest float32 [n, 2], and their counts [n, 2]."
+        place = self.counts.any(1).nonzero()[:, 0]
+        return _ends(place, self.bits), self.counts[place]
+
     def compute(self, tpr: float = 0.95) -> RankMetrics:
         "The metrics of the stream, taking the scores of a bin as tied."
         return _binned(self.counts, tpr)[0]
@@ -201,6 +206,15 @@ def _bins(scores: Tensor, bits: int) -> Tensor:
     key = (scores.float() + 0.0).view(torch.int32)  # + 0.0: minus zero becomes zero
     key ^= (key >> 31) & 0x7FFFFFFF
     return key.bitwise_right_shift_(32 - bits).add_(2 ** (bits - 1))
+
+
+def _ends(place: Tensor, bits: int) -> Tensor:
+    "The way back: the least and the largest float32 of each bin, [n, 2]."
+    first = (place.long() - 2 ** (bits - 1)) << (32 - bits)
+    key = torch.stack([first, first + 2 ** (32 - bits) - 1], 1).int()
+    value = (key ^ ((key >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    beyond = torch.tensor([-math.inf, math.inf], device=value.device)  # the bins of the infinities hold no other number
+    return torch.where(value.isnan(), beyond, value)
 
 # %% ../../nbs/40_scores.ipynb #b291d67b
 def _binned(counts: Tensor, tpr: float) -> tuple[RankMetrics, RankMetrics, RankMetrics]:

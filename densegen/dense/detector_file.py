@@ -7,7 +7,6 @@ __all__ = ['LARGEST', 'export_detector', 'SavedDetector', 'load_detector', 'save
 
 # %% ../../nbs/61_detector_file.ipynb #fdbe5731
 import copy
-import functools
 import hashlib
 import io
 import json
@@ -20,23 +19,27 @@ from typing import NamedTuple
 
 # %% ../../nbs/61_detector_file.ipynb #48fe7a39
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from .safe_graph import all_messages, check_graph, read_file
+from .safe_graph import all_messages, check_graph, open_graph, read_file
+from .segmentation import SegmentationModel
 from .your_model import Calibration
 from ..workbench.run import write_atomic
 
 # %% ../../nbs/61_detector_file.ipynb #45e38a0e
 class _Scorer(nn.Module):
-    def __init__(self, detector: nn.Module):
+    "Scores, and with `classes` those as well, where a byte can name them."
+
+    def __init__(self, detector: nn.Module, classes: bool = False):
         super().__init__()
-        self.detector = detector
+        self.detector, self.classes = detector, classes
 
     def forward(self, images):
-        return self.detector.anomaly_score(images).float()
+        scores = self.detector.anomaly_score(images).float()
+        logits = self.detector(images).logits if self.classes else None
+        return scores if logits is None or logits.shape[1] > 255 else (scores, logits.argmax(1).to(torch.uint8))
 
 # %% ../../nbs/61_detector_file.ipynb #b96ec977
 _FIXED = (
@@ -56,9 +59,10 @@ def _reason(error: Exception) -> str:
 def export_detector(
     detector: nn.Module,  # has `anomaly_score`
     tile: tuple[int, int],  # height and width of the images it will see
+    classes: bool = False,  # a second output: the class of each pixel, uint8 [B, h, w]
 ) -> torch.export.ExportedProgram:  # uint8 [B, 3, h, w] -> float32 [B, h, w], for any B
     "The anomaly score as a graph, traced on the CPU in evaluation mode; `ValueError` if it cannot be traced."
-    scorer = _Scorer(copy.deepcopy(detector).cpu()).eval()
+    scorer = _Scorer(copy.deepcopy(detector).cpu(), classes).eval()
     if any(isinstance(part, torch.jit.ScriptModule) for part in scorer.modules()):
         need = "detector: expected one that torch.export can trace; got a part in TorchScript, which has no source"
         raise ValueError(f"{need}: score it in Python")
@@ -73,7 +77,8 @@ def export_detector(
 # %% ../../nbs/61_detector_file.ipynb #9eae7be7
 def _as_onnx(program: torch.export.ExportedProgram, note: str) -> bytes:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
-    names = {"input_names": ["images"], "output_names": ["scores"]}
+    outputs = ["scores", "classes"][: len(program.graph_signature.user_outputs)]
+    names = {"input_names": ["images"], "output_names": outputs}
     try:
         model = torch.onnx.export(program, **names, verbose=False).model_proto
     except Exception as error:
@@ -86,7 +91,7 @@ def _as_onnx(program: torch.export.ExportedProgram, note: str) -> bytes:
     model.metadata_props.add(key=_NOTE, value=note)
     return model.SerializeToString()
 
-# %% ../../nbs/61_detector_file.ipynb #b057b1de
+
 def _as_pt2(program: torch.export.ExportedProgram, note: str) -> bytes:
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={_NOTE: note})
@@ -95,11 +100,11 @@ def _as_pt2(program: torch.export.ExportedProgram, note: str) -> bytes:
 # %% ../../nbs/61_detector_file.ipynb #ab7960c1
 LARGEST = 8192  # pixels, a side of a tile
 
-# %% ../../nbs/61_detector_file.ipynb #1266e67c
+
 def _whole(value, low: int, high: float) -> bool:
     return type(value) is int and low <= value <= high
 
-# %% ../../nbs/61_detector_file.ipynb #b765fe2d
+
 def _check_tile(tile, overlap) -> None:
     "`ValueError` unless these can be used."
     sides = isinstance(tile, (list, tuple)) and len(tile) == 2 and all(_whole(t, 16, LARGEST) for t in tile)
@@ -121,42 +126,24 @@ def _read_note(text: str) -> tuple[tuple[int, int], int, Calibration | None]:
         known = Calibration(**known)
     return tuple(note["tile"]), note["overlap"], known
 
-# %% ../../nbs/61_detector_file.ipynb #769b7f3f
-@functools.cache
-def _bound_memory() -> None:
-    "From now on the runtime's CPU tensors of this process share half of the machine's memory."
-    import onnxruntime as ort
-
-    kind = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    most = psutil.virtual_memory().total // 2
-    ort.create_and_register_allocator(kind, ort.OrtArenaCfg({"max_mem": most, "arena_extend_strategy": 1}))
-
-# %% ../../nbs/61_detector_file.ipynb #f15b89b4
-def _session(data: bytes, device: str):
-    import onnxruntime as ort
-
-    _bound_memory()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    name, _, index = device.partition(":")
-    provider = f"{name.upper()}ExecutionProvider"
-    return ort.InferenceSession(data, options, providers=[(provider, {"device_id": index} if index else {})])
-
 # %% ../../nbs/61_detector_file.ipynb #c27663a1
-def _runner(session) -> Callable[[Tensor], Tensor]:
-    def score(images: Tensor) -> Tensor:
+def _runner(session, names: list[str]) -> Callable:
+    "Scores, or scores and classes: a graph computes only what it is asked for."
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.only_execute_path_to_fetches = True
+
+    def run(images: Tensor) -> Tensor | tuple[Tensor, ...]:
         try:
-            (scores,) = session.run(["scores"], {"images": np.ascontiguousarray(images.cpu())})
+            found = session.run(names, {"images": np.ascontiguousarray(images.cpu())}, options)
         except Exception as error:  # the runtime's errors have no class of their own
             if "alloc" in str(error).lower():
                 raise MemoryError("the graph asks for more than half of this machine's memory") from error
             raise ValueError(f"the graph failed: {_reason(error)}") from error
-        return torch.from_numpy(scores)
+        return tuple(map(torch.from_numpy, found)) if len(found) > 1 else torch.from_numpy(found[0])
 
-    return score
+    return run
 
 # %% ../../nbs/61_detector_file.ipynb #4f5ec060
 class SavedDetector(NamedTuple):
@@ -166,22 +153,25 @@ class SavedDetector(NamedTuple):
     overlap: int  # pixels
     calibration: Calibration | None
     digest: str  # SHA-256 of the file
+    both: Callable | None = None  # the same -> scores, and classes uint8 [B, h, w]; None where it knows none
 
-# %% ../../nbs/61_detector_file.ipynb #d19549f6
+# %% ../../nbs/61_detector_file.ipynb #a1378fbf
 _NOTE = "densegen"
 _MOST_BYTES = 2**31 - 1  # of a file, as Protocol Buffers allow
 
-# %% ../../nbs/61_detector_file.ipynb #a1378fbf
-def _from_onnx(data: bytes, device: str) -> tuple[Callable, tuple]:
-    "Score and note of a file that is not trusted."
+
+def _from_onnx(data: bytes, device: str) -> tuple[Callable, Callable | None, tuple]:
+    "Score, score with classes, and note of a file that is not trusted."
     text, size = check_graph(data, _NOTE)
     note = _read_note(text)
     if note[0] != size:
         raise ValueError(f"tile: expected {list(size)}, the size of the graph's images; got {list(note[0])}")
-    return _runner(_session(data, device)), note
+    session = open_graph(data, device, torch.get_num_threads())
+    names = [port.name for port in session.get_outputs()]
+    return _runner(session, names[:1]), _runner(session, names) if len(names) > 1 else None, note
 
-# %% ../../nbs/61_detector_file.ipynb #ae9ba9eb
-def _from_pt2(data: bytes, device: str) -> tuple[Callable, tuple]:
+
+def _from_pt2(data: bytes, device: str) -> tuple[Callable, None, tuple]:
     "Score and note of a file that may run code, and is trusted."
     extra = {_NOTE: ""}
     program = torch.export.load(io.BytesIO(data), extra_files=extra)
@@ -192,13 +182,13 @@ def _from_pt2(data: bytes, device: str) -> tuple[Callable, tuple]:
         with torch.no_grad():
             return module(images.to(where)).cpu()
 
-    return score, _read_note(extra[_NOTE])
+    return score, None, _read_note(extra[_NOTE])
 
 # %% ../../nbs/61_detector_file.ipynb #820f0c2f
 class _NoDevice(ValueError):
     "Not the file is to blame."
 
-# %% ../../nbs/61_detector_file.ipynb #0c7d0388
+
 def _device(name: str, exported: bool) -> str:
     "The device to use; `ValueError` with those that are here."
     if exported:
@@ -214,14 +204,15 @@ def _device(name: str, exported: bool) -> str:
     return known[-1] if name == "auto" else name
 
 # %% ../../nbs/61_detector_file.ipynb #f1a45fdc
-def _trial(score: Callable[[Tensor], Tensor], tile: tuple[int, int], count: int = 2) -> tuple[Tensor, Tensor]:
-    "Random images and their scores; `ValueError` for a wrong shape and for what is no number."
+def _trial(score: Callable, tile: tuple[int, int], count: int = 2, both: Callable | None = None) -> tuple:
+    "Random images and their scores; `ValueError` for wrong shapes and for what is no number."
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, *tile), dtype=torch.uint8, generator=generator)
-    scores = score(images)
-    if scores.shape != images[:, 0].shape or scores.dtype != torch.float32:
-        got = f"{scores.dtype} {list(scores.shape)}"
-        raise ValueError(f"scores: expected float32 {list(images[:, 0].shape)}; got {got}")
+    scores, classes = both(images) if both else (score(images), None)
+    for name, kind, part in (("scores", torch.float32, scores), ("classes", torch.uint8, classes)):
+        if part is not None and (part.shape != images[:, 0].shape or part.dtype != kind):
+            need = f"{kind} {list(images[:, 0].shape)}".removeprefix("torch.")
+            raise ValueError(f"{name}: expected {need}; got {part.dtype} {list(part.shape)}")
     if not scores.isfinite().all():
         raise ValueError("scores: expected finite numbers for an image of noise; got NaN or infinity")
     return images, scores
@@ -244,8 +235,8 @@ def load_detector(
                          "it is read. Ask for the .onnx file, or trust it (--trust) if you wrote it yourself")
     try:
         device = _device(str(device), exported)
-        score, note = (_from_pt2 if exported else _from_onnx)(data, device)
-        _trial(score, note[0])
+        score, both, note = (_from_pt2 if exported else _from_onnx)(data, device)
+        _trial(score, note[0], both=both)
     except ImportError as error:
         need = "onnx and onnxruntime (pip install 'densegen[score]')"
         raise ImportError(f"densegen score: expected {need}; {error}") from error
@@ -254,7 +245,7 @@ def load_detector(
     except Exception as error:  # a damaged file fails anywhere
         kind = "" if isinstance(error, (ValueError, MemoryError)) else f"{type(error).__name__}: "
         raise ValueError(f"{path}: expected a file written by `save_detector`; {kind}{_reason(error)}") from error
-    return SavedDetector(score, *note, hashlib.sha256(data).hexdigest())
+    return SavedDetector(score, *note, hashlib.sha256(data).hexdigest(), both)
 
 # %% ../../nbs/61_detector_file.ipynb #ba196d45
 def save_detector(
@@ -264,7 +255,7 @@ def save_detector(
     calibration: Calibration | None = None,  # goes into the file
     overlap: int | None = None,  # of the tiles, at most half the shorter side; a quarter of it if None
 ) -> Path:  # `path`
-    """Write a detector for `load_detector` and `densegen score`.
+    """Write a detector for `load_detector` and `densegen score`; in ONNX with the classes of a `SegmentationModel`.
 
     `ValueError` for a senseless tile or name, and for a detector whose scores cannot be traced, need an operator that
     ONNX does not have, or differ in the file. `ImportError` without onnx, onnxscript and onnxruntime.
@@ -275,11 +266,12 @@ def save_detector(
     if Path(path).suffix not in kinds:
         raise ValueError(f"path: expected NAME.onnx or NAME.pt2; got {path}")
     write, read = kinds[Path(path).suffix]
+    classes = write is _as_onnx and isinstance(detector, SegmentationModel)
     note = json.dumps({"tile": list(tile), "overlap": overlap, "calibration": calibration and calibration._asdict()})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, about its next version
-            data = write(export_detector(detector, tile), note)
+            data = write(export_detector(detector, tile, classes), note)
         images, got = _trial(read(data, "cpu")[0], tile, 3)
     except ImportError as error:
         need = "onnx, onnxscript and onnxruntime (pip install 'densegen[score]')"

@@ -26,31 +26,50 @@ from .augmentation import recolour
 from .roads import road_anomaly
 from ..workbench.data import DataNotFound
 from ..workbench.pictures import CLASSES, OUTLIER, VOID, DenseSet
+from ..workbench.sources import verify
 
 # %% ../../nbs/55_photo_negatives.ipynb #6ee4e17d
 def road_frames(
     name: str,  # "train", "val", "test" (CamVid); "road_anomaly", "anomaly_track", "obstacle_track"
 ) -> DenseSet:  # CamVid 480 x 360, the others 640 x 360, or the shipped photographs
-    "Real frames at full size from `DENSEGEN_DATA`; `DataNotFound` without CamVid, `KeyError` for an unknown name."
-    path = Path(os.environ.get("DENSEGEN_DATA", "")).expanduser() / _ARCHIVES[name]
+    """Real frames at full size from `DENSEGEN_DATA`.
+
+    `DataNotFound` without CamVid, `DataCorrupted` for a file that is not the published one, `KeyError` for an unknown
+    name.
+    """
+    file, known = _ARCHIVES[name]
+    path = Path(os.environ.get("DENSEGEN_DATA", "")).expanduser() / file
     if not path.is_file():
         if name not in ("train", "val", "test"):
             return road_anomaly()
         raise DataNotFound(f"{path}: not here; fetch it as the README of the data says, or use rendered streets")
-    images, labels = _unpacked(path)
+    images, labels = _unpacked(path, known)
     if name in ("train", "val", "test"):
         labels = torch.where(labels < len(CLASSES), labels, VOID)
         return DenseSet(images, labels, torch.where(labels == VOID, VOID, 0).to(torch.uint8), CLASSES, f"camvid {name}")
     return DenseSet(images, torch.full_like(labels, VOID), labels, (), name)
 
 # %% ../../nbs/55_photo_negatives.ipynb #a8c1a19a
-_ARCHIVES = {name: f"camvid_480x360/{name}.zip" for name in ("train", "val", "test")}
-_ARCHIVES |= {"road_anomaly": "road_anomaly/roadanomaly_cc36_640x360.zip"}
-_ARCHIVES |= {f"{kind}_track": f"road_anomaly/road{kind}21_val_640x360.zip" for kind in ("anomaly", "obstacle")}
+_ARCHIVES = {  # below `DENSEGEN_DATA`, with their SHA-256
+    "train": ("camvid_480x360/train.zip", "d1ef144106a8122ddec927e8ead9e75bdda5754f0999c27b0646bbe39aeeddc2"),
+    "val": ("camvid_480x360/val.zip", "d0c34f9db78c9b72b3611119dbcad7c227ca6330a9ef33a6f6e4bb02937a2c38"),
+    "test": ("camvid_480x360/test.zip", "92a475e43f523669a9af0f21e2462c6270f5b1be20181c92d55bde202a91df13"),
+    "road_anomaly": (
+        "road_anomaly/roadanomaly_cc36_640x360.zip", "4bae02a9b2141e4bf1dcb29b6d377c87714b7de146229628f5d011b4533b5633",
+    ),
+    "anomaly_track": (
+        "road_anomaly/roadanomaly21_val_640x360.zip", "53940316187784e10231cfee70070bb735ef6d3542c5dc84a58602b7f36bba49",
+    ),
+    "obstacle_track": (
+        "road_anomaly/roadobstacle21_val_640x360.zip",
+        "9833d2cac15e5997e4f8d1fe7daff4a91583fa94fa024b6a242a1c4befa0553a",
+    ),
+}
 
 
-def _unpacked(path: Path) -> tuple[Tensor, Tensor]:
-    "Images [N, 3, H, W] and maps [N, H, W] of an archive, by name."
+def _unpacked(path: Path, known: str) -> tuple[Tensor, Tensor]:
+    "Images [N, 3, H, W] and maps [N, H, W] of an archive, by name; its hash is compared before it is opened."
+    verify(path, known)
     with zipfile.ZipFile(path) as archive:
         names = sorted(n[7:-4] for n in archive.namelist() if n.startswith("images/") and n.endswith(".jpg"))
         read = lambda name: np.asarray(Image.open(io.BytesIO(archive.read(name))))

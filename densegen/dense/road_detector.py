@@ -228,4 +228,8 @@ def load_shipped(
     def score(images: Tensor) -> Tensor:
         return detector.anomaly_score(images.to(where)).cpu()
 
-    return SavedDetector(score, TILE, OVERLAP, calibration, hashlib.sha256(data).hexdigest())
+    def both(images: Tensor) -> tuple[Tensor, Tensor]:
+        scores, classes = detector.all_scores(images.to(where))
+        return scores["hybrid"].cpu(), classes.cpu()
+
+    return SavedDetector(score, TILE, OVERLAP, calibration, hashlib.sha256(data).hexdigest(), both)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'ROAD_ANOMALY', 'CITYSCAPES_IDS', 'camvid', 'road_anomaly', 'Pairs', 'cityscapes', 'lost_and_found',
-           'fishyscapes_static', 'segment_me', 'street_hazards', 'write_segment_me']
+           'lost_and_found_coarse', 'fishyscapes_static', 'segment_me', 'street_hazards', 'write_segment_me']
 
 # %% ../../nbs/50_roads.ipynb #d092a608
 import json
@@ -91,11 +91,15 @@ class Pairs:
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image = read_image(self.files[k][0])
-        mask = read_mask(self.files[k][1], image.shape[:2], self.meaning, self.strict)
+        return image, *self.truth(k, image.shape[:2])
+
+    def truth(self, k: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        "Labels and anomaly map of an image of this height and width, without reading the image."
+        mask = read_mask(self.files[k][1], size, self.meaning, self.strict)
         if self.anomalies:
-            return image, np.full_like(mask, VOID), mask
+            return np.full_like(mask, VOID), mask
         anomaly = np.where(mask == VOID, VOID, mask == self.odd).astype(np.uint8)
-        return image, np.where(mask == self.odd, VOID, mask).astype(np.uint8), anomaly
+        return np.where(mask == self.odd, VOID, mask).astype(np.uint8), anomaly
 
     def check(self) -> list[str]:
         "One message for each pair that cannot be used."
@@ -150,6 +154,21 @@ def lost_and_found(
     if not files:
         raise BadFile(f"{root}: expected fishyscapes_lostandfound/*_labels.png; found none")
     return Pairs(files, _BINARY, anomalies=True)
+
+# %% ../../nbs/50_roads.ipynb #78a435fe
+def lost_and_found_coarse(
+    root: Path,  # holds leftImg8bit/ and gtCoarse/
+    split: str = "test",  # "train" or "test"
+) -> Pairs:  # anomalies: obstacles against the free road, all else is void
+    "Lost and Found itself (Pinggera et al., IROS 2016), judged on the road as SegmentMeIfYouCan does."
+    root = Path(root)
+
+    def mask(image: Path) -> Path:
+        frame = image.name.removesuffix("_leftImg8bit.png")
+        return root / "gtCoarse" / split / image.parent.name / f"{frame}_gtCoarse_labelIds.png"
+
+    files = _matched(root, f"leftImg8bit/{split}/*/*_leftImg8bit.png", mask)
+    return Pairs(files, {1: 0} | dict.fromkeys(range(2, 201), 1), anomalies=True, strict=False)
 
 # %% ../../nbs/50_roads.ipynb #61279a93
 def fishyscapes_static(
