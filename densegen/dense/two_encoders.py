@@ -9,9 +9,9 @@ __all__ = ['TwoEncoders', 'two_encoder_ladder']
 import torch
 from torch import Tensor, nn
 
-from .espnet import espnetv2_cityscapes
+from .espnet import ESPNetv2, espnetv2_cityscapes
 from .lite import SEEN, FullLite, lite0_weights
-from .segmentation import Ladder, SegmentationModel, fit_size
+from .segmentation import Ladder, fit_size
 
 # %% ../../nbs/52_two_encoders.ipynb #c5f958e5
 class TwoEncoders(nn.Module):
@@ -23,7 +23,7 @@ class TwoEncoders(nn.Module):
     def __init__(
         self,
         photographs: FullLite,  # with `half`
-        streets: SegmentationModel,  # `ESPNetv2`
+        streets: ESPNetv2,
         larger: float = 1.5,  # the images for `streets`
     ):
         super().__init__()
