@@ -70,7 +70,7 @@ def class_gaussians(
     level = second.diagonal().mean().clamp_min(1e-4) * torch.eye(x.shape[1]).to(x)
     return ClassGaussians(means, (1 - shrink) * second + (shrink + 1e-4) * level, count / count.sum())
 
-# %% ../../nbs/10_recognition.ipynb #152f1e47
+# %% ../../nbs/10_recognition.ipynb #0c817556
 def with_unlabelled(
     x: Tensor,  # labelled [N, D]
     belief: Tensor,  # their classes [N, K], one-hot
@@ -87,7 +87,7 @@ def with_unlabelled(
         heights.append(float(labelled + model.log_prob(others).sum()) / (len(x) + len(others)))
     return model, heights
 
-# %% ../../nbs/10_recognition.ipynb #92edafab
+# %% ../../nbs/10_recognition.ipynb #4f50779f
 def intrinsic_dimension(
     x: Tensor,  # [N, D]
     k: int = 12,  # neighbours
