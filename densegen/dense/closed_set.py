@@ -69,13 +69,14 @@ def train_frozen(
     size: tuple[int, int] = (240, 256),  # of the crops, as the encoder sees them
     zoom: tuple[float, float] = (0.7, 1.4),  # range of the magnification
     lr: float = 8e-3,  # at its highest
+    gamma: float = 0.5,  # of the class weights
     seed: int = 0,  # of the crops
 ) -> Ladder:  # the same, in evaluation mode
     "Train what is not frozen, on augmented crops that are encoded once; one cycle of the rate."
     from densegen.workbench.training import cosine, fit
 
     classes = len(model.weights)
-    model.weights.copy_(class_weights(labels, classes))
+    model.weights.copy_(class_weights(labels, classes, gamma))
     void = torch.where((labels >= 0) & (labels < classes), labels, 255).to(torch.uint8)
     size = tuple(min(a // model.encoder.enlarge, b) for a, b in zip(size, images.shape[2:]))
     data = encoded(batches((images, void, 1.0), size=size, zoom=zoom), model)
