@@ -49,7 +49,7 @@ def flow_pieces(
 
     return piece
 
-# %% ../../nbs/58_comparison.ipynb #cba9a0e6
+# %% ../../nbs/58_comparison.ipynb #5b9d7285
 def flow_crops(
     images: Tensor,  # uint8 [N, 3, H, W]
     labels: Tensor,  # uint8 [N, H, W], classes or void
@@ -57,9 +57,9 @@ def flow_crops(
 ) -> dict:  # as from `encoded_crops`
     "Encoded crops with patches of a flow, for `artifact`."
     frames = DenseSet(images, labels, torch.zeros_like(labels), (), "")
-    return encoded_crops(mixed_crops(frames, flow_pieces(images), heights=(14, 320)), count)
+    return encoded_crops(mixed_crops(frames, flow_pieces(images)), count)
 
-
+# %% ../../nbs/58_comparison.ipynb #5695af4a
 def encoded_images(images: Tensor) -> dict:
     "The frozen encoder's maps of images [N, 3, H, W], {maps} in half precision, for `artifact`."
     detector = RoadDetector(RoadHeads(), lite0_weights())
@@ -68,7 +68,7 @@ def encoded_images(images: Tensor) -> dict:
 
 STORES = {"photographs": road_crops, "flow": flow_crops}
 
-# %% ../../nbs/58_comparison.ipynb #bce1c62a
+# %% ../../nbs/58_comparison.ipynb #cceb1c51
 class ClosedHeads(RoadHeads):
     "The classes alone: what is foreign teaches nothing."
 
@@ -86,7 +86,7 @@ class MarginHeads(RoadHeads):
         outside = mean_over(F.relu(s - 6).square(), labels == OUTLIER)
         return {name: parts[name] for name in ("classes", "overlap")} | {"margin": 0.02 * (inside + outside)}
 
-
+# %% ../../nbs/58_comparison.ipynb #2b57f88d
 RECIPES: dict[str, tuple[Callable[[], RoadHeads], str]] = {  # heads, and what is pasted
     "closed": (ClosedHeads, "photographs"),
     "two heads": (partial(RoadHeads, density=0.0), "photographs"),
@@ -95,24 +95,24 @@ RECIPES: dict[str, tuple[Callable[[], RoadHeads], str]] = {  # heads, and what i
     "DenseHybrid, synthetic": (RoadHeads, "flow"),
 }
 
-# %% ../../nbs/58_comparison.ipynb #2ec6d20b
+# %% ../../nbs/58_comparison.ipynb #dfa39e40
 def trained_heads(
     crops: dict,  # as from `encoded_crops`
     recipe: str,  # a key of `RECIPES`
-    steps: int,  # updates of eight crops
+    steps: int,  # updates of four crops
     seed: int,
 ) -> dict:  # their state
     "Heads trained on stored crops, for `artifact`."
     torch.manual_seed(seed)
-    return train_heads(RECIPES[recipe][0](), crops, steps, seed).state_dict()
+    return train_heads(RECIPES[recipe][0](), crops, steps, seed, batch=4).state_dict()
 
-
+# %% ../../nbs/58_comparison.ipynb #8791fab5
 @dataclass
 class Workshop:
     "Stores of crops and trained heads, each made once, when it is first asked for, and kept on disk."
 
     frames: DenseSet  # without anomalies
-    steps: int = 150  # updates of each training
+    steps: int = 120  # updates of each training
     count: int = 1000  # crops of each store
     stores: dict = field(default_factory=dict, repr=False)
 
@@ -129,7 +129,7 @@ class Workshop:
         heads.load_state_dict(artifact(trained_heads, self.crops(kind), recipe, self.steps, seed))
         return heads.eval()
 
-# %% ../../nbs/58_comparison.ipynb #727e00d8
+# %% ../../nbs/58_comparison.ipynb #1872a34e
 def _entropy(logits: Tensor, odds: Tensor) -> Tensor:
     log_p = logits.log_softmax(1)
     return -(log_p.exp() * log_p).sum(1)
@@ -157,7 +157,7 @@ DETECTORS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {  # a re
     "synthetic, posterior": ("DenseHybrid, synthetic", lambda logits, odds: odds),
 }
 
-# %% ../../nbs/58_comparison.ipynb #ae7729e6
+# %% ../../nbs/58_comparison.ipynb #b589f52c
 def odin(
     heads: RoadHeads,
     maps: list[Tensor],  # of the encoder
@@ -171,7 +171,7 @@ def odin(
     with torch.no_grad():
         return doubt([m - step * m.std() * slope.sign() for m, slope in zip(maps, slopes)])
 
-# %% ../../nbs/58_comparison.ipynb #d5b3cc54
+# %% ../../nbs/58_comparison.ipynb #ece502c6
 class GaussianDensity:
     "A Gaussian over the encoder's maps at 1/8 and 1/16."
 
@@ -198,7 +198,7 @@ class GaussianDensity:
         z = torch.linalg.solve_triangular(self.root, flat.T, upper=False)
         return z.square().sum(0).float().reshape(x.shape[0], *x.shape[2:])
 
-# %% ../../nbs/58_comparison.ipynb #bba379e1
+# %% ../../nbs/58_comparison.ipynb #1d8584bb
 def pooled(
     first: Tensor,  # [seeds, images, bins, 2], counts as from `by_image`
     second: Tensor | float = 0.0,  # the same of another detector on the same images, or one number
