@@ -73,7 +73,7 @@ class ClosedHeads(RoadHeads):
     "The classes alone: what is foreign teaches nothing."
 
     def terms(self, logits, odds, labels):
-        parts = super().terms(logits, odds, torch.where(labels == OUTLIER, VOID, labels))
+        parts = super().terms(logits, odds, labels)
         return {name: parts[name] for name in ("classes", "overlap")}
 
 
@@ -127,7 +127,7 @@ class Workshop:
         make, kind = RECIPES[recipe]
         heads = make()
         heads.load_state_dict(artifact(trained_heads, self.crops(kind), recipe, self.steps, seed))
-        return heads.eval()
+        return heads.eval().requires_grad_(False)
 
 # %% ../../nbs/58_comparison.ipynb #1872a34e
 def _entropy(logits: Tensor, odds: Tensor) -> Tensor:
