@@ -73,6 +73,7 @@ class ClosedHeads(RoadHeads):
     "The classes alone: what is foreign teaches nothing."
 
     def terms(self, logits, odds, labels):
+        "Those of the classes."
         parts = super().terms(logits, odds, labels)
         return {name: parts[name] for name in ("classes", "overlap")}
 
@@ -81,6 +82,7 @@ class MarginHeads(RoadHeads):
     "A squared hinge on the log-density, as in PEBAL without its reward (Tian et al., ECCV 2022)."
 
     def terms(self, logits, odds, labels):
+        "Those of the classes, and the hinge."
         parts, s = super().terms(logits, odds, labels), logits.logsumexp(1)
         inside = mean_over(F.relu(12 - s).square(), labels < OUTLIER)
         outside = mean_over(F.relu(s - 6).square(), labels == OUTLIER)
