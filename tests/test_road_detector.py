@@ -13,7 +13,8 @@ from densegen.dense.photo_negatives import (
     FOREIGN, decoy_pieces, mixed_crops, noise_pieces, outline, paste_piece, photo_pieces, photographs, road_frames,
 )
 from densegen.dense.road_detector import (
-    SCORES, SHIPPED, RoadDetector, RoadHeads, encoded, load_shipped, ship, shipped_detector, train_road_detector,
+    SCORES, SHIPPED, RoadDetector, RoadHeads, encoded_crops, load_shipped, one_liners, road_crops, ship, shipped_detector,
+    train_road_detector,
 )
 from densegen.dense.roads import road_anomaly
 from densegen.workbench.data import DataCorrupted, DataNotFound
@@ -182,33 +183,46 @@ def test_the_density_is_pushed_to_zero_and_no_further(monkeypatch):
     assert term.item() == pytest.approx(0.03 * (1 + math.log(2)) / 2, rel=1e-5)
 
 
-def test_each_crop_is_encoded_once_and_used_twice(untrained):
-    made = []
+def test_crops_are_what_the_encoder_sees_of_them(untrained):
+    seen = []
 
     def draw(n, generator):
-        made.append(n)
-        return torch.zeros(n, 3, 32, 32), torch.full((n, 32, 32), len(made), dtype=torch.uint8)
+        seen.append(255 * torch.rand(n, 3, 64, 64, generator=generator))
+        return seen[-1], torch.full((n, 64, 64), len(seen), dtype=torch.uint8)
 
-    batch, used = encoded(draw, untrained, uses=2, keep=32), []
-    for k in range(60):
-        *maps, labels = batch(8, dice(k))
-        assert len(maps) == 4 and maps[0].shape == (8, 24, 8, 8) and labels.shape == (8, 32, 32)
-        used += labels[:, 0, 0].tolist()
-    assert made[:2] == [8, 4] and len(used) / sum(made) == pytest.approx(2, abs=0.05)
-    assert max(used) > 55 and min(used[-80:]) > 40  # the oldest leave
+    crops = encoded_crops(draw, 16)
+    want = untrained.maps(torch.cat(seen))
+    assert all(torch.allclose(a.float(), b, atol=0.02, rtol=0.002) for a, b in zip(crops["maps"], want))
+    assert crops["labels"][:, 0, 0].tolist() == [1] * 8 + [2] * 8 and crops["maps"][0].dtype == torch.float16
+    assert torch.equal(encoded_crops(draw, 8)["maps"][3], crops["maps"][3][:8])  # the same for the same draw
 
 
-def test_training_moves_the_heads_and_not_the_encoder(frames, photos):
-    torch.manual_seed(0)
-    detector = train_road_detector(frames, photo_pieces(photos), steps=2, size=(64, 64))
+@pytest.fixture(scope="module")
+def crops(frames):
+    "A small store with noise pasted in."
+    return road_crops(frames.images, frames.labels, "noise", 8, 64)
+
+
+def test_training_moves_the_heads_and_not_the_encoder(frames, crops):
+    assert (crops["labels"] == OUTLIER).any()
+    detector = train_road_detector(crops, steps=2)
     fresh = RoadDetector(RoadHeads(), lite0_weights())
     same = [torch.equal(a, b) for a, b in zip(detector.encoder.state_dict().values(), fresh.encoder.state_dict().values())]
     assert all(same) and not detector.training
-    again = train_road_detector(frames, photo_pieces(photos), steps=2, size=(64, 64))
     x = frames.images[:1]
-    assert torch.equal(detector.anomaly_score(x), again.anomaly_score(x))
-    other = train_road_detector(frames, noise_pieces, steps=2, seed=1, size=(64, 64))
+    assert torch.equal(detector.anomaly_score(x), train_road_detector(crops, steps=2).anomaly_score(x))
+    other = train_road_detector(crops, steps=2, seed=1)
     assert not torch.allclose(detector.anomaly_score(x), other.anomaly_score(x))
+
+
+def test_the_rules_find_the_middle_and_what_differs_from_its_surroundings():
+    images = torch.full((1, 3, 90, 160), 90, dtype=torch.uint8)
+    images[:, :, 60:66, 30:36] = 200
+    rules = one_liners(images)
+    flat = lambda name: divmod(int(rules[name][0].argmax()), 160)
+    assert abs(flat("middle of the picture")[0] / 89 - 0.55) < 0.01 and abs(flat("middle of the picture")[1] / 159 - 0.5) < 0.01
+    row, column = flat("local contrast")
+    assert 60 <= row < 66 and 30 <= column < 36
 
 
 def test_a_shipped_detector_scores_as_it_did(frames, untrained, tmp_path):
