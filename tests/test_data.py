@@ -366,3 +366,13 @@ def test_real_sets_are_whole(name, monkeypatch):
         assert not any(torch.equal(got.images[:9], other.images[:9]) for other in sets[:k])
         assert got.images.dtype == torch.uint8 and got.images.ndim == 4 and len(got.labels) == len(got) > 0
         assert got.images.float().std() > 10
+
+
+def test_mnist5k_is_whole_and_its_parts_are_apart():
+    parts = [images("mnist5k", split) for split in ("train", "test")]
+    assert [len(part) for part in parts] == [4000, 1000] and parts[0].images.shape[1:] == (1, 28, 28)
+    assert all(torch.bincount(part.labels).tolist() == [len(part) // 10] * 10 for part in parts)
+    rows = [{tuple(row) for row in part.images.flatten(1).tolist()} for part in parts]
+    assert len(rows[0]) == 4000 and len(rows[1]) == 1000 and not rows[0] & rows[1]
+    upper = parts[0].images[parts[0].labels == 7][:, 0, :14].float().mean(), parts[0].images[parts[0].labels == 7][:, 0, 14:].float().mean()
+    assert upper[0] > upper[1], "a seven has its bar above"

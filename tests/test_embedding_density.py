@@ -1,11 +1,16 @@
-"Scores of logits against their formulas, trivial detectors, and flows over features: densities, normalization, protocol."
+"Scores of logits against their formulas, rivals of one line, densities over features against oracles, normalization, protocol."
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from densegen.anomaly.scores import LOGIT_SCORES
 from densegen.dense.embedding_density import (
-    LOGIT_SCORES, ODIN, ColourDistance, EmbeddingDensity, FeatureDensity, LogitDetector, PositionPrior, logit_score,
+    DENSITIES, ODIN, ColourDistance, EmbeddingDensity, FeatureDensity, GaussianFeatures, LocalContrast,
+    LogitDetector, MiddleOfPicture, NeighbourFeatures, PositionPrior,
 )
+from densegen.dense.frozen_maps import feature_maps, frozen_network
 from densegen.dense.segmentation import Dense, Ladder, SegmentationModel
 
 
@@ -20,6 +25,21 @@ def images():
     return torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+class Fixed(SegmentationModel):
+    "Answers with the same logits, whatever the images."
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images):
+        return Dense(self.logits, ())
+
+
+def scored(logits, kind, temperature=1.0):
+    return LogitDetector(Fixed(logits), kind, temperature).anomaly_score(torch.zeros(len(logits), 3, 3, 4))
+
+
 def test_scores_against_their_formulas():
     f = torch.randn(2, 5, 3, 4, dtype=torch.float64)
     p = f.softmax(1)
@@ -28,17 +48,16 @@ def test_scores_against_their_formulas():
         "energy": -f.exp().sum(1).log(),
     }
     for kind in LOGIT_SCORES:
-        assert torch.allclose(logit_score(f, kind).double(), expected[kind], atol=1e-5), kind
-        assert logit_score(f.half(), kind).dtype == torch.float32
-        assert torch.allclose(logit_score(f, kind, 2.0), logit_score(f / 2, kind))
+        assert torch.allclose(scored(f, kind).double(), expected[kind], atol=1e-5), kind
+        assert scored(f.half(), kind).dtype == torch.float32
+        assert torch.allclose(scored(f, kind, 2.0), scored(f / 2, kind))
     with pytest.raises(ValueError, match="kind: expected one of max softmax"):
-        logit_score(f, "margin")
+        LogitDetector(Fixed(f), "margin")
 
 
 def test_sure_pixels_keep_their_order():
-    f = torch.stack([torch.linspace(10, 80, 200), torch.zeros(200)], 1)
-    scores = logit_score(f, "max softmax")
-    assert (scores.diff() < 0).all()  # 1 - softmax would have ended at 17
+    f = torch.stack([torch.linspace(10, 80, 200), torch.zeros(200)])[None, :, None]
+    assert (scored(f, "max softmax").diff() < 0).all()  # 1 - softmax would have ended at 17
 
 
 def detectors(model, images):
@@ -47,7 +66,8 @@ def detectors(model, images):
     yield ODIN(model)
     yield PositionPrior(model, labels, 4)
     yield ColourDistance(images, labels, 4)
-    yield EmbeddingDensity(model, (1, 2), dim=4).fit(images, steps=3)
+    yield from (MiddleOfPicture(), LocalContrast(3, 9))
+    yield from (EmbeddingDensity(model, (1, 2), dim=4, kind=kind).fit(images, steps=3) for kind in DENSITIES)
 
 
 def test_the_protocol_of_detectors(model, images):
@@ -82,7 +102,7 @@ def test_position_prior_and_colour_by_hand():
 def test_odin_raises_the_confidence(model, images):
     still, moved = ODIN(model, 10.0, 0.0).anomaly_score(images), ODIN(model, 10.0, 0.5).anomaly_score(images)
     assert moved.mean() < still.mean()
-    assert torch.allclose(still, logit_score(model(images).logits, "max softmax", 10.0))
+    assert torch.allclose(still, LogitDetector(model, "max softmax", 10.0).anomaly_score(images))
 
 
 def test_feature_density_is_a_density():
@@ -158,12 +178,6 @@ def test_a_second_fit_replaces_the_first(model, images):
     assert torch.equal(fitted[0].anomaly_score(images), fitted[1].anomaly_score(images))
 
 
-def test_a_detector_of_logits_softens_them_by_its_temperature(model, images):
-    for kind in LOGIT_SCORES:
-        expected = logit_score(model(images).logits / 3, kind).detach()
-        torch.testing.assert_close(LogitDetector(model, kind, 3.0).anomaly_score(images), expected)
-
-
 @pytest.mark.parametrize("kind", LOGIT_SCORES)
 def test_masked_classes_and_broken_pixels_in_a_map(kind):
     free = torch.randn(1, 3, 2, 4)
@@ -171,14 +185,96 @@ def test_masked_classes_and_broken_pixels_in_a_map(kind):
     f[0, 1:, 0, 0] = -torch.inf
     f[0, 3, 0, 0] = 1.0  # one class alone is possible here
     f.requires_grad_()
-    score = logit_score(f, kind, 2.0)
-    torch.testing.assert_close(score[:, 1], logit_score(free, kind, 2.0)[:, 1])
+    score = LOGIT_SCORES[kind](f / 2)
+    torch.testing.assert_close(score[:, 1], LOGIT_SCORES[kind](free / 2)[:, 1])
     assert torch.autograd.grad(score.sum(), f)[0].isfinite().all() and score.isfinite().all()
-    broken = logit_score(f.detach().index_fill(3, torch.tensor(2), torch.nan), kind)
+    broken = LOGIT_SCORES[kind](f.detach().index_fill(3, torch.tensor(2), torch.nan))
     assert broken.isnan().any(1)[0].tolist() == [False, False, True, False]
+
+
 def test_a_layer_scores_its_average_minus_the_log_density(model, images):
     detector = EmbeddingDensity(model, (2,), dim=4).fit(images, steps=3)
     maps = model(images).features[2]
     log_prob = detector.densities[0].log_prob(maps.permute(0, 2, 3, 1).flatten(0, 2)).unflatten(0, (3, *maps.shape[2:]))
     expected = nn.functional.interpolate((detector.average[0] - log_prob)[:, None], (32, 48), mode="bilinear")
     assert torch.allclose(detector.layer_scores(images), expected, atol=1e-4)
+
+
+def normal(dim=3, n=40_000):
+    torch.manual_seed(0)
+    root = torch.randn(dim, dim) + 2 * torch.eye(dim)
+    vectors = torch.randn(n, dim) @ root + torch.randn(dim)
+    return vectors, torch.distributions.MultivariateNormal(vectors.mean(0), torch.cov(vectors.T))
+
+
+def test_the_gaussian_is_the_gaussian():
+    "The determinant of the whitening included: on other units of the features the density changes as it must."
+    vectors, oracle = normal()
+    density = GaussianFeatures(vectors, 3)
+    torch.testing.assert_close(density.log_prob(vectors[:50]), oracle.log_prob(vectors[:50]), atol=1e-3, rtol=1e-3)
+    stretched = GaussianFeatures(10 * vectors, 3).log_prob(10 * vectors[:50])
+    torch.testing.assert_close(stretched, density.log_prob(vectors[:50]) - 3 * math.log(10), atol=1e-3, rtol=1e-3)
+
+
+def test_neighbours_estimate_the_density():
+    "In nats, without bias beyond what n and k leave: k / n points lie in the ball by definition."
+    vectors, oracle = normal()
+    density = NeighbourFeatures(vectors, 3, k=50, bank=20_000)
+    gap = density.log_prob(vectors[-2000:]) - oracle.log_prob(vectors[-2000:])
+    assert gap.mean().abs() < 0.1 and gap.std() < 0.3
+
+
+def test_neighbours_against_sorted_distances():
+    torch.manual_seed(0)
+    vectors = torch.randn(600, 5) @ torch.randn(5, 5)
+    density = NeighbourFeatures(vectors, 5, k=3, bank=100)
+    u, bank = density.whiten(vectors[200:]).double(), density.whiten(vectors[:100]).double()
+    radius = (u[:, None] - bank).square().sum(2).sqrt().sort(1).values[:, 2]
+    ball = math.pi**2.5 / math.gamma(3.5)
+    expected = density.log_scale + (3 / 100 / (ball * radius**5)).log()
+    torch.testing.assert_close(density.log_prob(vectors[200:]).double(), expected, atol=1e-3, rtol=1e-3)
+    assert density.log_prob(vectors[:100]).isfinite().all()  # a stored vector has itself as its nearest
+
+
+@pytest.mark.parametrize("kind", DENSITIES)
+def test_maps_from_a_cache_give_the_scores_of_the_images(model, images, kind):
+    detector = EmbeddingDensity(model, (1, -1), dim=4, kind=kind).fit(images, steps=2)
+    features = model(images).features
+    assert torch.equal(detector.from_maps([features[1], features[-1]], (32, 48)), detector.layer_scores(images))
+    vectors = [f.permute(0, 2, 3, 1).flatten(0, 2).detach() for f in (features[1], features[-1])]
+    torch.manual_seed(1)
+    a = detector.fit(images, steps=2).anomaly_score(images)
+    torch.manual_seed(1)
+    b = detector.fit_vectors(vectors, steps=2).anomaly_score(images)
+    torch.testing.assert_close(a, b)
+
+
+def test_an_unknown_density_is_refused(model):
+    with pytest.raises(ValueError, match="kind: expected one of gaussian, neighbours, flow; got 'vae'"):
+        EmbeddingDensity(model, kind="vae")
+
+
+def test_rivals_of_one_line_by_hand():
+    score = MiddleOfPicture().anomaly_score(torch.zeros(2, 3, 21, 41))
+    assert score.shape == (2, 21, 41) and divmod(score[1].argmax().item(), 41) == (11, 20)
+    torch.testing.assert_close(score[0, 0, 0].item(), -0.55 - 0.5)
+    image = torch.full((1, 3, 40, 40), 50.0)
+    assert LocalContrast(3, 9).anomaly_score(image).abs().max() < 1e-4  # also at the rim
+    image[..., 20, 20] = 140
+    score = LocalContrast(3, 9).anomaly_score(image)[0]
+    assert score[20, 20].item() == pytest.approx(90 / 9 - 90 / 81, abs=1e-3)
+    assert score[20, 24].item() == pytest.approx(90 / 81, abs=1e-3) and score[20, 26].abs() < 1e-4
+
+
+def test_frozen_features_are_those_of_the_encoder(images):
+    lite = frozen_network("lite0")
+    assert not lite.training and not any(p.requires_grad for p in lite.parameters())
+    found = lite(images)
+    assert found.logits.shape == (3, 1, 32, 48)
+    for k, m in enumerate(lite.encoder((images.float() - 127) / 128)):
+        torch.testing.assert_close(found.features[k], m, atol=1e-3, rtol=1e-3)
+    cached = feature_maps(images, "lite0", (0, 2))["maps"]
+    assert [m.dtype for m in cached] == [torch.float16] * 2
+    torch.testing.assert_close(cached[1].float(), found.features[2], atol=2e-2, rtol=2e-3)
+    with pytest.raises(KeyError):
+        frozen_network("lite9")

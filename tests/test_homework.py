@@ -563,6 +563,7 @@ def test_values_come_back(value):
     {"array": {"dtype": "float64", "shape": [-1], "data": ""}}, {"array": {"dtype": "float64", "shape": [True], "data": "AAAAAAAAAAA="}},
     {"array": {"dtype": "float64", "shape": [1], "data": "!!"}}, {"array": {"dtype": ["float64"], "shape": [], "data": ""}},
     {"tensor": []}, {"dict": [[1, 2]]}, {"a": 1, "b": 2}, [1], {"list": {"list": []}}, {"tuple": [{"tuple": [{"pickle": "x"}]}]},
+    {"tuple": [{"tuple": [{"tuple": [{"tuple": [{"tuple": [{"tuple": [{"tuple": [{"tuple": [{"tuple": [{"tuple": [1]}]}]}]}]}]}]}]}]}]},
 ])
 def test_damaged_values_are_refused(found):
     with pytest.raises(ValueError):
@@ -593,7 +594,7 @@ def test_points_by_hand_are_kept_and_counted(teacher, tmp_path):
     gradebook.write_tables(tmp_path, known, marks)
     with open(tmp_path / "grades.csv", newline="") as file:
         rows = {row["student"]: row for row in csv.DictReader(file)}
-    assert (rows["anna"]["points"], rows["anna"]["of"], rows["bert"]["points"]) == ("6.5", "7.0", "0.0") or rows["anna"]["of"] == "7"
+    assert [float(rows[name][key]) for name, key in (("anna", "points"), ("anna", "of"), ("bert", "points"))] == [6.5, 7, 0]
 
 
 def test_changes_are_told(teacher):
@@ -630,6 +631,11 @@ def test_new_release_check(tmp_path):
     assert shell("release", path, "--out", tmp_path / "out").exit_code == 0
     open_ = shell("check", tmp_path / "out" / path.name)
     assert open_.exit_code == 1 and "not solved yet" in open_.stdout and "0 of 1" in open_.stdout
+    assert "hw9-words  not answered yet" in open_.stdout and "not answered" not in solved.stdout
+    wrong = json.loads(path.read_text())
+    wrong["cells"][5]["source"] = "def circle_energy(points, radius):\n    return points.sum(1"
+    wrong = shell("check", write(tmp_path / "wrong.ipynb", wrong))
+    assert wrong.exit_code == 1 and "hw9-energy: SyntaxError" in wrong.stderr and "NameError" in wrong.stdout
     assert shell("check", tmp_path / "nowhere.ipynb").exit_code == 1
 
 

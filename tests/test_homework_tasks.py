@@ -222,7 +222,7 @@ return (p.sum() * area).item()""", None),
         "sign": ("a, c = x.chunk(2, 1)\nreturn torch.cat([a, c * s.exp() + t], 1), -s.sum(1)", "sign of the inverse"),
         "no sum": ("a, c = x.chunk(2, 1)\nreturn torch.cat([a, c * s.exp() + t], 1), s", "sum over the components"),
         "sum over the batch": ("a, c = x.chunk(2, 1)\nreturn torch.cat([a, c * s.exp() + t], 1), s.sum()", "each item"),
-        "mean": ("a, c = x.chunk(2, 1)\nreturn torch.cat([a, c * s.exp() + t], 1), s.mean(1)", "1.099"),
+        "mean": ("a, c = x.chunk(2, 1)\nreturn torch.cat([a, c * s.exp() + t], 1), s.mean(1)", "not their mean"),
         "no exp": ("a, c = x.chunk(2, 1)\nreturn torch.cat([a, c * s + t], 1), s.sum(1)", "exp is missing"),
         "sum of exp": ("a, c = x.chunk(2, 1)\nreturn torch.cat([a, c * s.exp() + t], 1), s.exp().sum(1)", "sum of s itself"),
         "wrong half": ("a, c = x.chunk(2, 1)\nreturn torch.cat([a * s.exp() + t, c], 1), s.sum(1)", "first half must stay"),
@@ -256,6 +256,24 @@ a, c = x.chunk(2, 1)
 kept, changed = (c, a) if flip else (a, c)
 s, t = net(kept)
 return torch.cat([kept, changed * s.exp() + t], 1), s.sum(1)""", "old places"),
+        "no exp": ("""
+a, c = x.chunk(2, 1)
+kept, changed = (c, a) if flip else (a, c)
+s, t = net(kept)
+changed = changed * s + t
+return torch.cat([changed, kept] if flip else [kept, changed], 1), s.sum(1)""", "exp is missing"),
+        "mean": ("""
+a, c = x.chunk(2, 1)
+kept, changed = (c, a) if flip else (a, c)
+s, t = net(kept)
+changed = changed * s.exp() + t
+return torch.cat([changed, kept] if flip else [kept, changed], 1), s.mean(1)""", "not their mean"),
+        "sign": ("""
+a, c = x.chunk(2, 1)
+kept, changed = (c, a) if flip else (a, c)
+s, t = net(kept)
+changed = changed * s.exp() + t
+return torch.cat([changed, kept] if flip else [kept, changed], 1), -s.sum(1)""", "sign of the inverse"),
         "components reversed": ("""
 v = x.flip(1) if flip else x
 a, c = v.chunk(2, 1)
@@ -267,8 +285,11 @@ return (v.flip(1) if flip else v), s.sum(1)""", None),
         "wrong half": ("return (1 - mask) * x + mask * (x * s.exp() + t), (mask * s).sum(1)", "turned round"),
         "all s in the volume": ("return mask * x + (1 - mask) * (x * s.exp() + t), s.sum(1)", "must not enter"),
         "kept s in the volume": ("return mask * x + (1 - mask) * (x * s.exp() + t), (mask * s).sum(1)", "instead of"),
-        "kept scaled": ("return x * s.exp() + t, ((1 - mask) * s).sum(1)", "expected (1, 5, 3)"),
+        "kept scaled": ("return x * s.exp() + t, ((1 - mask) * s).sum(1)", "expected (1, 5, 10)"),
         "no sum": ("return mask * x + (1 - mask) * (x * s.exp() + t), (1 - mask) * s", "one number for each item"),
+        "no exp": ("return mask * x + (1 - mask) * (x * s + t), ((1 - mask) * s).sum(1)", "exp is missing"),
+        "mean": ("return mask * x + (1 - mask) * (x * s.exp() + t), ((1 - mask) * s).mean(1)", "not a mean"),
+        "mean of the changed": ("return mask * x + (1 - mask) * (x * s.exp() + t), s[:, mask == 0].mean(1)", "not a mean"),
     },
     ("hw3_coupling", "encode"): {
         "no turns": ("""
@@ -290,6 +311,12 @@ for i, net in enumerate(nets):
     s, t = net(halves[i % 2])
     halves[1 - i % 2] = halves[1 - i % 2] * s.exp() + t
 return torch.cat(halves, 1), s.sum(1)""", "add up"),
+        "nets reversed": ("""
+halves, ladj = list(x.chunk(2, 1)), x.new_zeros(len(x))
+for i, net in enumerate(nets[::-1]):
+    s, t = net(halves[i % 2])
+    halves[1 - i % 2], ladj = halves[1 - i % 2] * s.exp() + t, ladj + s.sum(1)
+return torch.cat(halves, 1), ladj""", "wrong order"),
         "left exchanged": ("""
 (a, c), ladj = x.chunk(2, 1), x.new_zeros(len(x))
 for net in nets:
@@ -309,13 +336,31 @@ halves, ladj = list(z.chunk(2, 1)), z.new_zeros(len(z))
 for i, net in enumerate(reversed(nets)):
     s, t = net(halves[i % 2])
     halves[1 - i % 2], ladj = (halves[1 - i % 2] - t) * torch.exp(-s), ladj - s.sum(1)
-return torch.cat(halves, 1), ladj""", "undone first"),
+return torch.cat(halves, 1), ladj""", "do not count anew"),
         "sign": ("""
 halves, ladj = list(z.chunk(2, 1)), z.new_zeros(len(z))
 for i, net in reversed(list(enumerate(nets))):
     s, t = net(halves[i % 2])
     halves[1 - i % 2], ladj = (halves[1 - i % 2] - t) * torch.exp(-s), ladj + s.sum(1)
 return torch.cat(halves, 1), ladj""", "sign of the other direction"),
+        "scale first": ("""
+halves, ladj = list(z.chunk(2, 1)), z.new_zeros(len(z))
+for i, net in reversed(list(enumerate(nets))):
+    s, t = net(halves[i % 2])
+    halves[1 - i % 2], ladj = halves[1 - i % 2] * torch.exp(-s) - t, ladj - s.sum(1)
+return torch.cat(halves, 1), ladj""", "subtract t first"),
+        "the way there": ("""
+halves, ladj = list(z.chunk(2, 1)), z.new_zeros(len(z))
+for i, net in reversed(list(enumerate(nets))):
+    s, t = net(halves[i % 2])
+    halves[1 - i % 2], ladj = halves[1 - i % 2] * s.exp() + t, ladj - s.sum(1)
+return torch.cat(halves, 1), ladj""", "goes on to the latent"),
+        "mean": ("""
+halves, ladj = list(z.chunk(2, 1)), z.new_zeros(len(z))
+for i, net in reversed(list(enumerate(nets))):
+    s, t = net(halves[i % 2])
+    halves[1 - i % 2], ladj = (halves[1 - i % 2] - t) * torch.exp(-s), ladj - s.mean(1)
+return torch.cat(halves, 1), ladj""", "the sum over"),
         "nets reversed, numbers kept": ("""
 halves, ladj = list(z.chunk(2, 1)), z.new_zeros(len(z))
 for i, net in reversed(list(enumerate(reversed(nets)))):
@@ -331,7 +376,10 @@ return torch.cat(halves, 1), ladj""", "two different nets"),
         "constant once": ("return (0.5 * (z**2).sum(1) + 0.5 * math.log(2 * math.pi) - ladj).mean()", "each component"),
         "sum": ("return (0.5 * (z**2).sum(1) + 0.5 * z.shape[1] * math.log(2 * math.pi) - ladj).sum()", "not a sum"),
         "no mean": ("return 0.5 * (z**2).sum(1) + 0.5 * z.shape[1] * math.log(2 * math.pi) - ladj", "scalar"),
-        "no ladj": ("return (0.5 * (z**2).sum(1) + 0.5 * z.shape[1] * math.log(2 * math.pi)).mean()", "3.838"),
+        "no ladj": ("return (0.5 * (z**2).sum(1) + 0.5 * z.shape[1] * math.log(2 * math.pi)).mean()", "ladj is missing"),
+        "sum of all squares": ("return (0.5 * (z**2).sum() + 0.5 * z.shape[1] * math.log(2 * math.pi) - ladj).mean()", "sum(1)"),
+        "mean of squares": ("return (0.5 * (z**2).mean(1) + 0.5 * z.shape[1] * math.log(2 * math.pi) - ladj).mean()", "no mean over"),
+        "size of the batch": ("return (0.5 * (z**2).sum(1) + 0.5 * len(z) * math.log(2 * math.pi) - ladj).mean()", "z.shape[1]"),
     },
 }
 
@@ -516,6 +564,7 @@ BODIES = {
     }),
     ("hw3_coupling", "train"): ("- ladj).mean()", {
         "no ladj": ").mean()",
+        "uphill": "- ladj).mean().neg()",
     }),
 }
 SLOW = [pytest.param(*t, old, new, id=f"{t[1]}: {name}") for t, (old, all_) in BODIES.items() for name, new in all_.items()]

@@ -3,10 +3,11 @@ import pytest
 import torch
 from torch import nn
 
+from densegen.anomaly.scores import LOGIT_SCORES
 from densegen.dense.dense_hybrid import DenseHybrid, HybridHalf
 from densegen.dense.detector_file import export_detector, load_detector, save_detector
 from densegen.dense.embedding_density import (
-    LOGIT_SCORES, ODIN, ColourDistance, EmbeddingDensity, LogitDetector, PositionPrior,
+    DENSITIES, ODIN, ColourDistance, EmbeddingDensity, LocalContrast, LogitDetector, MiddleOfPicture, PositionPrior,
 )
 from densegen.dense.resynthesis import Painter, Resynthesis
 from densegen.dense.segmentation import Ladder
@@ -29,19 +30,21 @@ def scenes():
     return images, torch.randint(0, 4, (4, *SIZE), dtype=torch.uint8, generator=g)
 
 
-def embedding(model, images, labels):
-    return EmbeddingDensity(model, (0, 2)).fit(images, steps=1)
+def embedding(model, images, kind):
+    return EmbeddingDensity(model, (0, 2), kind=kind).fit(images, steps=1)
 
 
 def resynthesis(model, images, labels):
-    return Resynthesis(model, Painter(model, 4, 8), 8)
+    return Resynthesis(model, Painter(4, 8), 8)
 
 
 KINDS = {
     **{kind: lambda m, x, y, kind=kind: LogitDetector(m, kind) for kind in LOGIT_SCORES},
     "position prior": lambda m, x, y: PositionPrior(m, y, 4),
     "colour distance": lambda m, x, y: ColourDistance(x, y, 4),
-    "embedding density": embedding,
+    "middle of the picture": lambda m, x, y: MiddleOfPicture(),
+    "local contrast": lambda m, x, y: LocalContrast(3, 9),
+    **{f"embedding density, {kind}": lambda m, x, y, kind=kind: embedding(m, x, kind) for kind in DENSITIES},
     "resynthesis": resynthesis,
     "two heads": lambda m, x, y: TwoHeads(m, 6),
     "DenseHybrid": lambda m, x, y: DenseHybrid(m, 6),

@@ -15,8 +15,8 @@ from rich.text import Text
 def console_of(
     stderr: bool = False,  # write to the error stream
 ) -> Console:
-    "A console for texts from anywhere: no markup, no emoji, no colours for numbers."
-    return Console(markup=False, emoji=False, highlight=False, stderr=stderr)
+    "A console for texts from anywhere: no markup, no emoji, no colours for numbers; in a notebook as in a terminal."
+    return Console(markup=False, emoji=False, highlight=False, stderr=stderr, force_jupyter=False)
 
 # %% ../../nbs/84_console.ipynb #6f409737
 console = console_of()

