@@ -10,10 +10,11 @@ import importlib.util
 import json
 import math
 import tempfile
+
+# %% ../../nbs/92_evaluating.ipynb #fc1d7041
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-
 import torch
 
 # %% ../../nbs/92_evaluating.ipynb #d7a0c481
@@ -21,6 +22,8 @@ from .console import console, say, table_of
 from .scoring import Senseless, detector_for, follow
 from ..dense.evaluate import BENCHMARKS, Benchmark, Evaluation, jobs_of, judge_results, submit
 from ..dense.photo_folder import Outcome, prepare_folder, score_files
+
+# %% ../../nbs/92_evaluating.ipynb #57622f62
 from ..workbench.pictures import VOID
 from ..workbench.run import write_atomic
 from ..workbench.sources import nearest

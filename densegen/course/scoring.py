@@ -10,16 +10,20 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
+# %% ../../nbs/91_scoring.ipynb #7e31a9ad
+from typing import NamedTuple
 import torch
 from rich.progress import MofNCompleteColumn, Progress
-
 from ..anomaly.scores import StreamingMetrics
+
+# %% ../../nbs/91_scoring.ipynb #c54220e3
 from .console import console, errors, say, table_of
 from ..dense.detector_file import LARGEST, SavedDetector, load_detector
 from ..dense.find_photos import find_images, mask_meaning
 from ..dense.photo_folder import Outcome, prepare_folder, score_files
+
+# %% ../../nbs/91_scoring.ipynb #5a43223b
 from ..dense.road_detector import load_shipped
 from ..dense.your_model import Calibration
 
@@ -64,7 +68,7 @@ def detector_for(
         raise Senseless(f"--{error}" if str(error).startswith("device:") else f"--model {error}") from None
     return saved if tile is None else _with_tile(saved, model, tile)
 
-
+# %% ../../nbs/91_scoring.ipynb #4f1a9a5e
 def _with_tile(saved: SavedDetector, model: Path | None, tile: str) -> SavedDetector:
     if model is not None:
         raise Senseless(f"--tile: a detector from a file has the tile of its graph, {saved.tile[0]}x{saved.tile[1]}")

@@ -10,10 +10,14 @@ import copy
 import hashlib
 import io
 import json
+
+# %% ../../nbs/61_detector_file.ipynb #935273df
 import logging
 import math
 import warnings
 from collections.abc import Callable
+
+# %% ../../nbs/61_detector_file.ipynb #9abf96ff
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
+# %% ../../nbs/61_detector_file.ipynb #eea9e531
 from .safe_graph import all_messages, check_graph, open_graph, read_file
 from .segmentation import SegmentationModel
 from .your_model import Calibration
@@ -47,7 +52,7 @@ _FIXED = (
     "made of it; `x.shape[0]` stays free"
 )
 
-
+# %% ../../nbs/61_detector_file.ipynb #81d8c2f7
 def _reason(error: Exception) -> str:
     "The first line of an error that says something; in plain words where torch's own do not help."
     if "Constraints violated" in str(error) or "specialized" in str(error):
@@ -91,7 +96,7 @@ def _as_onnx(program: torch.export.ExportedProgram, note: str) -> bytes:
     model.metadata_props.add(key=_NOTE, value=note)
     return model.SerializeToString()
 
-
+# %% ../../nbs/61_detector_file.ipynb #6c823adb
 def _as_pt2(program: torch.export.ExportedProgram, note: str) -> bytes:
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={_NOTE: note})
@@ -100,11 +105,11 @@ def _as_pt2(program: torch.export.ExportedProgram, note: str) -> bytes:
 # %% ../../nbs/61_detector_file.ipynb #ab7960c1
 LARGEST = 8192  # pixels, a side of a tile
 
-
+# %% ../../nbs/61_detector_file.ipynb #b4b343bf
 def _whole(value, low: int, high: float) -> bool:
     return type(value) is int and low <= value <= high
 
-
+# %% ../../nbs/61_detector_file.ipynb #9b08807f
 def _check_tile(tile, overlap) -> None:
     "`ValueError` unless these can be used."
     sides = isinstance(tile, (list, tuple)) and len(tile) == 2 and all(_whole(t, 16, LARGEST) for t in tile)
@@ -159,7 +164,7 @@ class SavedDetector(NamedTuple):
 _NOTE = "densegen"
 _MOST_BYTES = 2**31 - 1  # of a file, as Protocol Buffers allow
 
-
+# %% ../../nbs/61_detector_file.ipynb #6c111fb0
 def _from_onnx(data: bytes, device: str) -> tuple[Callable, Callable | None, tuple]:
     "Score, score with classes, and note of a file that is not trusted."
     text, size = check_graph(data, _NOTE)
@@ -170,7 +175,7 @@ def _from_onnx(data: bytes, device: str) -> tuple[Callable, Callable | None, tup
     names = [port.name for port in session.get_outputs()]
     return _runner(session, names[:1]), _runner(session, names) if len(names) > 1 else None, note
 
-
+# %% ../../nbs/61_detector_file.ipynb #e337c8f6
 def _from_pt2(data: bytes, device: str) -> tuple[Callable, None, tuple]:
     "Score and note of a file that may run code, and is trusted."
     extra = {_NOTE: ""}
@@ -188,7 +193,7 @@ def _from_pt2(data: bytes, device: str) -> tuple[Callable, None, tuple]:
 class _NoDevice(ValueError):
     "Not the file is to blame."
 
-
+# %% ../../nbs/61_detector_file.ipynb #d26f63da
 def _device(name: str, exported: bool) -> str:
     "The device to use; `ValueError` with those that are here."
     if exported:

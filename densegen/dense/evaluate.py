@@ -9,17 +9,19 @@ __all__ = ['BENCHMARKS', 'Benchmark', 'image_folder', 'jobs_of', 'Estimate', 'Ev
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
-
 import numpy as np
+
+# %% ../../nbs/66_evaluate.ipynb #7072e365
 import torch
 from torch import Tensor
-
 from ..anomaly.scores import StreamingMetrics, rank_metrics
 
 # %% ../../nbs/66_evaluate.ipynb #f76d5105
 from .components import SIZES, ComponentMetrics
 from .find_photos import ENDINGS, Job, mask_meaning
 from .metrics import confusion, from_counts, mean_iou, iou
+
+# %% ../../nbs/66_evaluate.ipynb #815cf88e
 from densegen.dense.roads import (
     Pairs, fishyscapes_static, lost_and_found, lost_and_found_coarse, segment_me, street_hazards, write_segment_me,
 )
@@ -80,11 +82,11 @@ def _cut(counted: StreamingMetrics, value: Callable[[Tensor, Tensor], Tensor]) -
     at = int(value(tp, fp).argmax())
     return float(np.nextafter(ends.flip(0)[at, 0].numpy(), np.float32(-np.inf)))  # just below the bin
 
-
+# %% ../../nbs/66_evaluate.ipynb #14b594e6
 def _f1(tp: Tensor, fp: Tensor) -> Tensor:
     return 2 * tp / (tp + fp + tp[-1])
 
-
+# %% ../../nbs/66_evaluate.ipynb #bd3080f2
 def _tpr95(tp: Tensor, fp: Tensor) -> Tensor:
     return (tp >= 0.95 * tp[-1]).int()  # `argmax` takes the first
 
@@ -95,7 +97,7 @@ class _Frame(NamedTuple):
     labels: Tensor  # uint8 [H, W]
     named: Tensor | None  # uint8 [H, W], the classes that the detector says
 
-
+# %% ../../nbs/66_evaluate.ipynb #79388a66
 def _read(pairs: Pairs, k: int, file: Path) -> _Frame:
     "A result with its truth; `BadFile` for a bad mask, or one without anything to judge."
     with np.load(file, allow_pickle=False) as data:
@@ -113,7 +115,7 @@ def _edges(counted: StreamingMetrics, count: int = 500) -> Tensor:
     places = [torch.searchsorted(c.contiguous(), share * c[-1]) for c in counts.cumsum(0).double().T]
     return ends[torch.cat(places).clamp(max=len(ends) - 1), 0].unique()
 
-
+# %% ../../nbs/66_evaluate.ipynb #5c1e1cf6
 def _binned(frame: _Frame, edges: Tensor) -> Tensor:
     "Ordinary and anomalous pixels in each bin, from the highest scores down, int64 [bins, 2]."
     kept, positive = frame.anomaly < VOID, frame.anomaly == 1
@@ -128,7 +130,7 @@ def _found(frame: _Frame, threshold: float, sizes: tuple[int, int]) -> Tensor:
     sums = [part.siou.sum(), len(part.siou), part.ppv.sum(), len(part.ppv)]
     return torch.cat([metrics.counts().double().flatten(), torch.tensor(sums, dtype=torch.float64)])
 
-
+# %% ../../nbs/66_evaluate.ipynb #2f5d7fc5
 def _named(frame: _Frame, threshold: float, classes: int) -> Tensor:
     "Confusion of the closed set, and of the open one, where anomalies may be refused, [2, classes + 1, classes + 1]."
     known = torch.where(frame.labels < classes, frame.labels.long(), -1)
@@ -144,7 +146,7 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
-
+# %% ../../nbs/66_evaluate.ipynb #83290ef7
 class Evaluation(NamedTuple):
     "What a benchmark says of a detector."
     metrics: dict[str, Estimate]
@@ -219,7 +221,7 @@ def _first_half(jobs: list[Job]) -> list[bool]:
     two = len(set(places)) == 2
     return [place == places[0] if two else k < len(jobs) // 2 for k, place in enumerate(places)]
 
-
+# %% ../../nbs/66_evaluate.ipynb #47c3caf2
 def _row(frame: _Frame, edges: Tensor, threshold: float, sizes, classes: int, cut: float) -> dict[str, Tensor]:
     "What is kept of an image."
     both = bool((frame.anomaly == 1).any() and (frame.anomaly == 0).any())
@@ -228,7 +230,7 @@ def _row(frame: _Frame, edges: Tensor, threshold: float, sizes, classes: int, cu
     row |= {"both": torch.tensor(float(both)).double(), "alone": torch.tensor(alone, dtype=torch.float64)}
     return row | ({"classes": _named(frame, cut, classes).double()} if classes else {})
 
-
+# %% ../../nbs/66_evaluate.ipynb #bc7919c1
 def _with_intervals(rows: dict[str, Tensor], half: Tensor, draws: int) -> dict[str, Estimate]:
     "Percentile intervals over test sets that are drawn from the images with replacement."
     n, generator = len(half), torch.Generator().manual_seed(0)

@@ -10,12 +10,14 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
+
+# %% ../../nbs/62_find_photos.ipynb #806aae9a
 from pathlib import Path
 from typing import NamedTuple
-
 import numpy as np
 from PIL import Image
 
+# %% ../../nbs/62_find_photos.ipynb #9dd7a0b3
 from ..workbench.pictures import VOID
 
 # %% ../../nbs/62_find_photos.ipynb #2a1c1bbd

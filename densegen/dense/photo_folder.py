@@ -10,10 +10,14 @@ import errno
 import io
 import os
 import stat
+
+# %% ../../nbs/63_photo_folder.ipynb #fdae0112
 import tempfile
 import zipfile
 from collections import deque
 from collections.abc import Iterator
+
+# %% ../../nbs/63_photo_folder.ipynb #b189409b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +26,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, PngImagePlugin
-from torch import Tensor
 
+# %% ../../nbs/63_photo_folder.ipynb #a75be255
+from torch import Tensor
 from ..anomaly.scores import StreamingMetrics
 from .detector_file import SavedDetector, read_file
 from .find_photos import Job, find_images, is_result
+
+# %% ../../nbs/63_photo_folder.ipynb #f20c4afa
 from .photograph import Photo, read_photo
 from .your_model import Calibration, heat_map, score_images
 from ..workbench.pictures import COLOURS, BadFile, read_mask
@@ -63,7 +70,7 @@ class _Map(NamedTuple):
     score: np.ndarray  # float32 [H, W]
     classes: np.ndarray | None = None  # uint8 [H, W]
 
-
+# %% ../../nbs/63_photo_folder.ipynb #47ed57a6
 def _finished(path: Path, photo: Photo, model: str, classes: bool) -> _Map | None:
     "What is in a result, if it came from this image and this detector."
     try:
@@ -98,7 +105,7 @@ def _drawn(kind: str, image: np.ndarray, found: _Map, calibration: Calibration |
     picture.putpalette(np.concatenate([COLOURS, more]).astype(np.uint8).tobytes())
     return picture
 
-
+# %% ../../nbs/63_photo_folder.ipynb #95501c3d
 def _write_picture(path: Path, kind: str, item: "_Item", found: _Map, known: Calibration | None, mark: str) -> None:
     "A picture of the result, unless one with this mark is there."
     try:
@@ -134,7 +141,7 @@ def _at_side(pixels: np.ndarray, side: int | None) -> np.ndarray:
     height, width = (max(1, round(n * side / max(pixels.shape))) for n in pixels.shape[:2])
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
-
+# %% ../../nbs/63_photo_folder.ipynb #09ba0fcf
 def _at_size(found: Tensor | tuple[Tensor, Tensor], size: tuple[int, int]) -> _Map:
     "Scores, and classes if there are any, at the size of the photograph."
     score, classes = found if isinstance(found, tuple) else (found, None)

@@ -11,13 +11,15 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+# %% ../../nbs/55_pieces.ipynb #7a8d0584
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
+# %% ../../nbs/55_pieces.ipynb #f9d65857
 from scipy import ndimage
 from torch import Tensor
-
 from .photo_negatives import Piece, Source
 from ..workbench.pictures import BadFile, read_image
 
@@ -55,7 +57,7 @@ def _boxes(mask: np.ndarray, least: int) -> list[tuple[int, int, int, int]]:
     spans = [(y.start, x.start, y.stop - y.start, x.stop - x.start) for y, x in places]
     return [box for box in spans if min(box[2:]) >= least]
 
-
+# %% ../../nbs/55_pieces.ipynb #56b9e5ac
 def _labels(path: Path) -> np.ndarray:
     "A label map of one channel, any values."
     try:
@@ -71,7 +73,7 @@ def _labels(path: Path) -> np.ndarray:
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 LEAST = 24  # pixels of the shorter side of a thing: smaller ones are a blur when they are enlarged
 
-
+# %% ../../nbs/55_pieces.ipynb #473057d7
 def folder_cuts(
     images: Path,  # JPEG, PNG or WebP, at any depth
     masks: Path | None = None,  # PNG of the same names

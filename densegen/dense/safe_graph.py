@@ -10,11 +10,14 @@ import errno
 import functools
 import os
 import stat
+
+# %% ../../nbs/60_safe_graph.ipynb #359ede13
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
 import numpy as np
+
+# %% ../../nbs/60_safe_graph.ipynb #58e6a93f
 import psutil
 
 # %% ../../nbs/60_safe_graph.ipynb #aa550df8
