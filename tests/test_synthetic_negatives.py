@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
+from densegen.dense import synthetic_negatives as module
+from densegen.dense.photo_negatives import outline
 from densegen.dense.segmentation import Ladder
 from densegen.streets.scenes import streets
 from densegen.workbench.pictures import OUTLIER, VOID
@@ -16,6 +18,7 @@ from densegen.dense.synthetic_negatives import (
     NFlowJS,
     PatchFlow,
     crop_batches,
+    flow_pieces,
     js_to_uniform,
     paste_patches,
     synthetic_batches,
@@ -99,20 +102,28 @@ def test_crops_are_pieces_of_the_images(scenes):
     assert len(seen) > 5
 
 
-def test_a_patch_changes_its_place_and_nothing_else():
-    images = torch.rand(4, 3, 20, 30) * 255
-    labels = torch.randint(0, 11, (4, 20, 30)).to(torch.uint8)
-    patches = torch.rand(2, 3, 8, 12)
+def test_a_patch_is_blended_in_by_the_opacity_of_its_outline(monkeypatch):
+    opacities = []
+    monkeypatch.setattr(module, "outline", lambda *args: opacities.append(outline(*args)) or opacities[-1])
+    images = torch.rand(4, 3, 40, 50) * 255
+    labels = torch.randint(0, 11, (4, 40, 50)).to(torch.uint8)
+    patches = torch.rand(2, 3, 24, 32)
     x, y, crops = paste_patches(images, labels, patches, torch.Generator().manual_seed(0))
-    pasted = y == OUTLIER
-    assert pasted.flatten(1).sum(1).tolist() == [96, 96, 0, 0]
-    outside = ~pasted[:, None].expand_as(x)
-    assert torch.equal(x[outside], images[outside]) and torch.equal(y[~pasted], labels[~pasted])
-    for k in range(2):
-        rows, columns = pasted[k].nonzero().unbind(1)
-        place = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
-        torch.testing.assert_close(x[k][:, place[0], place[1]], patches[k] * 255)
-        assert torch.equal(crops[k], images[k][:, place[0], place[1]])
+    changed = (y == OUTLIER) | (y == VOID)
+    assert (y == OUTLIER).flatten(1).any(1).tolist() == [True, True, False, False]
+    assert torch.equal(y[~changed], labels[~changed]) and torch.equal(x[2:], images[2:])
+    for k, opacity in enumerate(opacities):
+        windows = images[k].unfold(1, 24, 1).unfold(2, 32, 1).movedim(0, 2)  # [17, 19, 3, 24, 32]
+        (i, j), = (windows == crops[k]).flatten(2).all(2).nonzero().tolist()
+        place = (slice(i, i + 24), slice(j, j + 32))
+        mixed = images[k][:, *place] * (1 - opacity) + 255 * patches[k] * opacity
+        torch.testing.assert_close(x[k][:, *place], mixed)
+        assert torch.equal(y[k][place] == OUTLIER, opacity > 0.5)
+        assert torch.equal(y[k][place] == VOID, (opacity > 0.1) & (opacity <= 0.5))
+        outside = torch.ones(40, 50, dtype=torch.bool)
+        outside[place] = False
+        assert torch.equal(x[k][:, outside], images[k][:, outside])
+        assert torch.equal(labels[k][outside], y[k][outside])
 
 
 def test_doubt_reaches_the_flow_and_rounding_would_cut_it(scenes, monkeypatch):
@@ -139,24 +150,36 @@ def test_the_classes_of_pasted_pixels_do_not_count(scenes):
     assert idle.flatten(1).any(1).all() and not (slope[2:][scenes.labels[2:] != VOID] == 0).any()
 
 
-def test_weights_and_temperature_of_the_joint_loss(scenes):
+def test_weights_and_temperature_of_the_joint_loss(scenes, monkeypatch):
     net = model()
     net.weights.copy_(torch.linspace(0.1, 3, 11))
     detector = NFlowJS(net, shaken(steps=1, width=8), weight=0.2, temperature=5.0).eval()
-    seen, pasted = {}, {}
-    detector.model.register_forward_hook(lambda module, args, out: seen.update(logits=out.logits, x=args[0]))
-    images = scenes.images.float()
-    terms = detector.loss((images, scenes.labels))
-    changed = (seen["x"] != images).any(1)
-    doubt = js_to_uniform(seen["logits"], 5.0)[changed].mean()
-    assert terms["js"].item() == pytest.approx(0.2 * doubt.item(), rel=0.02)  # but for pixels pasted in their own colour
-    kept = ~changed & (scenes.labels != VOID)
-    y = scenes.labels[kept].long()
-    each = -seen["logits"].movedim(1, -1)[kept].log_softmax(1)[torch.arange(len(y)), y]
-    expected = (net.weights[y] * each).sum() / net.weights[y].sum()
-    assert terms["classes"].item() == pytest.approx(expected.item(), rel=0.01)
+    seen = {}
+    detector.model.register_forward_hook(lambda module, args, out: seen.update(logits=out.logits))
+    monkeypatch.setattr(module, "paste_patches", lambda *args: seen.setdefault("pasted", paste_patches(*args)))
+    terms = detector.loss((scenes.images.float(), scenes.labels))
+    y = seen["pasted"][1]
+    doubt = js_to_uniform(seen["logits"], 5.0)[y == OUTLIER].mean()
+    assert terms["js"].item() == pytest.approx(0.2 * doubt.item(), rel=1e-5)
+    kept = y < 11
+    each = -seen["logits"].movedim(1, -1)[kept].log_softmax(1)[torch.arange(int(kept.sum())), y[kept].long()]
+    weights = net.weights[y[kept].long()]
+    assert terms["classes"].item() == pytest.approx(((weights * each).sum() / weights.sum()).item(), rel=1e-5)
     score = detector.anomaly_score(scenes.images)
     torch.testing.assert_close(score, -js_to_uniform(net(scenes.images).logits, 5.0).detach())
+
+
+def test_patch_and_image_get_the_same_light_and_the_flow_learns_the_crop_as_it_was(scenes, monkeypatch):
+    detector, seen = NFlowJS(model(), shaken(steps=1, width=8)), {}
+    monkeypatch.setattr(module, "recolour", lambda x, draw: seen.update(light=x) or torch.full_like(x, 0.5))
+    monkeypatch.setattr(module, "paste_patches", lambda *args: seen.setdefault("pasted", paste_patches(*args)))
+    detector.model.register_forward_hook(lambda module, args, out: seen.update(x=args[0]))
+    plain = detector.flow.loss
+    monkeypatch.setattr(detector.flow, "loss", lambda v: seen.update(crops=v) or plain(v))
+    detector.loss((scenes.images.float(), scenes.labels))
+    torch.testing.assert_close(seen["light"], seen["pasted"][0] / 255)
+    assert torch.equal(seen["x"], torch.full_like(seen["x"], 127.5))
+    assert torch.equal(seen["crops"], seen["pasted"][2].long())
 
 
 def test_the_score_is_bounded_doubt(scenes):
@@ -166,10 +189,21 @@ def test_the_score_is_bounded_doubt(scenes):
     assert (score <= 1e-6).all() and (score >= -math.log(2)).all()
 
 
-def test_synthetic_batches_mark_half_of_the_images(scenes):
+@pytest.mark.parametrize("size", [(8, 8), (13, 30), (121, 5)])
+def test_pieces_of_the_flow_have_the_size_that_is_asked_for(size):
     flow = shaken(steps=1, width=8)
-    draw = synthetic_batches(flow, scenes.images, scenes.labels, (48, 64))
-    (x, y), (_, again) = (draw(6, torch.Generator().manual_seed(2)) for _ in range(2))
+    piece, classes = flow_pieces(flow)(*size, torch.Generator().manual_seed(1))
+    assert piece.shape == (3, *size) and classes is None and not piece.requires_grad
+    grown = [-(-n // 4) * 4 for n in size]
+    whole = flow.sample(1, grown, torch.Generator().manual_seed(1))[0].detach()
+    torch.testing.assert_close(piece, 255 * whole[:, : size[0], : size[1]].clamp(0, 1))
+
+
+def test_about_half_of_the_synthetic_batch_is_marked(scenes):
+    flow = shaken(steps=1, width=8)
+    draw = synthetic_batches(flow, scenes.images, scenes.labels, (160, 160))
+    (x, y), (_, again) = (draw(60, torch.Generator().manual_seed(2)) for _ in range(2))
     assert torch.equal(y, again) and not x.requires_grad
-    assert (y == OUTLIER).flatten(1).any(1).tolist() == [True] * 3 + [False] * 3
-    assert x.shape == (6, 3, 48, 64) and all(p.grad is None for p in flow.parameters())
+    assert 18 <= (y == OUTLIER).flatten(1).any(1).sum() <= 42  # three standard deviations around 30
+    assert (y == OUTLIER).any(2).sum(1).max() <= 2 * 40  # rows of two pieces
+    assert x.shape == (60, 3, 160, 160) and all(p.grad is None for p in flow.parameters())

@@ -232,6 +232,7 @@ def mixed_crops(
     decoys: bool = True,  # paste ordinary pieces, too
     zoom: tuple[float, float] = (0.7, 1.6),  # range of the magnification
     share: float = 0.8,  # of the crops that get one or two foreign pieces
+    heights: tuple[float, float] = (14, 200),  # of the pieces, pixels
 ) -> Callable:  # (n, generator) -> float32 images [n, 3, h, w] in about 0..255, uint8 labels with `OUTLIER` and void
     "A function that draws batches for two heads."
     ordinary = decoy_pieces(frames.images, frames.labels)
@@ -241,9 +242,9 @@ def mixed_crops(
         x, y = _cropped(frames.images[index], frames.labels[index], size, zoom, generator)
         for image, labels in zip(x, y):
             for _ in range(decoys * _pick(2, generator)):
-                paste_piece(image, labels, ordinary, generator)
+                paste_piece(image, labels, ordinary, generator, heights)
             for _ in range((_between(0, 1, generator) < share) * (1 + _pick(2, generator))):
-                paste_piece(image, labels, source, generator)
+                paste_piece(image, labels, source, generator, heights)
         u = lambda low, high, *shape: low + (high - low) * torch.rand(n, *shape, generator=generator)
         return recolour(x.float() / 255, u) * 255, y
 
