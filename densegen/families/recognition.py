@@ -70,7 +70,7 @@ def class_gaussians(
     level = second.diagonal().mean().clamp_min(1e-4) * torch.eye(x.shape[1]).to(x)
     return ClassGaussians(means, (1 - shrink) * second + (shrink + 1e-4) * level, count / count.sum())
 
-# %% ../../nbs/10_recognition.ipynb #0c817556
+# %% ../../nbs/10_recognition.ipynb #d3fb8004
 def with_unlabelled(
     x: Tensor,  # labelled [N, D]
     belief: Tensor,  # their classes [N, K], one-hot
@@ -87,12 +87,12 @@ def with_unlabelled(
         heights.append(float(labelled + model.log_prob(others).sum()) / (len(x) + len(others)))
     return model, heights
 
-# %% ../../nbs/10_recognition.ipynb #4f50779f
+# %% ../../nbs/10_recognition.ipynb #b80aec14
 def intrinsic_dimension(
     x: Tensor,  # [N, D]
     k: int = 12,  # neighbours
 ) -> float:
-    "Dimension of the surface near which the points lie (Levina and Bickel, NeurIPS 2004; averaged as MacKay and Ghahramani 2005)."
+    "Dimension of the surface near which the points lie (Levina and Bickel, NeurIPS 2004)."
     exact = "donot_use_mm_for_euclid_dist"  # a matrix product loses the small distances
     near = torch.cdist(x, x, compute_mode=exact).topk(k + 1, largest=False).values[:, 1:]
     return 1 / (near[:, -1:] / near[:, :-1]).log().mean().item()

@@ -37,7 +37,7 @@ def discretized_logistic(
     below = torch.where(v == levels - 1, 0.0, F.logsigmoid(b))  # the last one no upper end
     return above + below + torch.where((v == 0) | (v == levels - 1), 0.0, inner)
 
-# %% ../../nbs/11_vae.ipynb #540e5441
+# %% ../../nbs/11_vae.ipynb #119aed15
 class VAE(nn.Module):
     "A variational autoencoder (Kingma and Welling, ICLR 2014); v is [B, *shape]."
 
@@ -82,7 +82,7 @@ class VAE(nn.Module):
             weights.append(self.likelihood(v, self.decoder(z)) + log_ratio)
         return torch.stack(weights).logsumexp(0) - math.log(samples)
 
-# %% ../../nbs/11_vae.ipynb #980e8600
+# %% ../../nbs/11_vae.ipynb #f71cee28
 class ImageVAE(VAE):
     "A convolutional VAE of small grey or colour images, sides a multiple of 4: 28-14-7 and back."
 
@@ -125,9 +125,10 @@ class ImageVAE(VAE):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         "n mean images in 0..1 of latents of the prior."
         weight = self.decoder[0].weight
-        return self.decode(torch.randn(n, self.latents, generator=generator, device=weight.device, dtype=weight.dtype))
+        z = torch.randn(n, self.latents, generator=generator, device=weight.device, dtype=weight.dtype)
+        return self.decode(z)
 
-# %% ../../nbs/11_vae.ipynb #aa34dd2e
+# %% ../../nbs/11_vae.ipynb #978a2fd6
 def bits_per_dim(
     model: VAE,
     v: Tensor,  # integer images [B, C, H, W]
