@@ -631,7 +631,7 @@ def test_new_release_check(tmp_path):
     assert shell("release", path, "--out", tmp_path / "out").exit_code == 0
     open_ = shell("check", tmp_path / "out" / path.name)
     assert open_.exit_code == 1 and "not solved yet" in open_.stdout and "0 of 1" in open_.stdout
-    assert "hw9-words  not answered yet" in open_.stdout and "not answered" not in solved.stdout
+    assert "hw9-words   not answered yet" in open_.stdout and "not answered" not in solved.stdout
     wrong = json.loads(path.read_text())
     wrong["cells"][5]["source"] = "def circle_energy(points, radius):\n    return points.sum(1"
     wrong = shell("check", write(tmp_path / "wrong.ipynb", wrong))
