@@ -465,7 +465,7 @@ DENSE = [
             "return mean_over(each, kept)", "return mean_over(each, foreign)",
             "two_heads.py::test_both_means_of_the_head_by_hand"),
     _mutant("posterior", "one-class-more", "dense/two_heads",
-            "logits.shape[1], labels.long()", "0, labels.long()",
+            "OUTLIER, dense.logits.shape[1], labels", "OUTLIER, 0, labels",
             "two_heads.py::test_one_class_more_is_one_softmax"),
     _mutant("weight", "hybrid-floor", "dense/dense_hybrid",
             "density.clamp_min(self.floor)", "density.clamp_max(self.floor)",
