@@ -33,7 +33,7 @@ class DenseHybrid(TwoHeads):
         model: SegmentationModel,  # is trained further
         channels: int,  # of its penultimate map
         beta: float = 0.03,  # weight of the density on negatives; the head has ten times as much
-        balanced: bool = False,  # means of the head's loss, see `outlier_loss`; False as in the released code
+        balanced: bool = True,  # means of the head's loss, see `outlier_loss`; the released code has False
         floor: float | None = 0.0,  # log-density below which a negative is left alone; None: pushed down without end
     ):
         super().__init__(model, channels, 10 * beta, balanced)
