@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from densegen.anomaly.scores import auroc
+from densegen.dense.closed_set import frozen_ladder
 from densegen.dense.dense_hybrid import DenseHybrid, HybridHalf, _log_density
-from densegen.dense.segmentation import Dense, Ladder, SegmentationModel
-from densegen.dense.two_heads import TwoHeads, fine_tune, mixed_batches
+from densegen.dense.segmentation import Dense, Ladder, SegmentationModel, fit_size
+from densegen.dense.two_heads import (
+    KPlusOne, TwoHeads, answers, class_loss, fine_tune, frozen_maps, mixed_batches, outlier_loss, resized,
+)
 from densegen.streets.pasting import paste
 from densegen.streets.scenes import streets
 from densegen.streets.things import NEGATIVES
@@ -25,6 +28,12 @@ def scenes():
 def small(classes=11):
     torch.manual_seed(0)
     return Ladder(classes, (4, 8, 8, 12, 12), (8, 8, 6))
+
+
+def heads(model, images):
+    "Logits and log-odds at the size of the images."
+    dense = model.model(images)
+    return dense.logits, resized(model.log_odds(dense), images.shape[2:])
 
 
 def test_half_of_the_images_get_a_thing(scenes):
@@ -57,7 +66,7 @@ def test_the_classifier_sees_positive_pixels_only(scenes):
     labels[:, 20:40, 20:40] = OUTLIER
     labels[:, :5] = VOID
     terms = model.loss((scenes.images, labels))
-    logits, odds = model.heads(scenes.images)
+    logits, odds = heads(model, scenes.images)
     kept = labels < 11
     expected = F.cross_entropy(logits.movedim(1, -1)[kept], labels[kept].long(), model.model.weights)
     assert terms["classes"].item() == pytest.approx(expected.item(), rel=1e-4)
@@ -66,13 +75,62 @@ def test_the_classifier_sees_positive_pixels_only(scenes):
     assert terms["outlier"].item() == pytest.approx(0.5 * two_way.item(), rel=1e-4)
 
 
+def test_both_means_of_the_head_by_hand():
+    odds = torch.tensor([[[2.0, -1.0, 0.5, 3.0, -4.0]]])
+    labels = torch.tensor([[[0, 4, OUTLIER, OUTLIER, VOID]]])
+    cost_in, cost_out = (torch.tensor([2.0, -1.0]).exp() + 1).log(), (torch.tensor([-0.5, -3.0]).exp() + 1).log()
+    assert outlier_loss(odds, labels).item() == pytest.approx((cost_in.mean() + cost_out.mean()).item(), rel=1e-5)
+    plain = torch.cat([cost_in, cost_out]).mean().item()
+    assert outlier_loss(odds, labels, balanced=False).item() == pytest.approx(plain, rel=1e-5)
+    assert outlier_loss(odds, torch.full_like(labels, VOID), balanced=False) == 0
+    far = outlier_loss(torch.tensor([[[-1000.0]]]), torch.tensor([[[OUTLIER]]]))
+    assert far.item() == 1000.0  # not inf, as from the logarithm of a sigmoid
+
+
+def test_one_class_more_is_one_softmax(scenes):
+    model = KPlusOne(small(), 6).eval()
+    model.model.weights.copy_(torch.linspace(0.5, 2, 11))
+    labels = scenes.labels.clone()
+    labels[:, 20:40, 20:40] = OUTLIER
+    labels[:, :5] = VOID
+    logits, odds = heads(model, scenes.images)
+    log_p = torch.cat([logits, odds[:, None]], 1).log_softmax(1)
+    weights, cost, total = torch.cat([model.model.weights, torch.ones(1)]), 0.0, 0.0
+    for k in range(12):
+        where = labels == (OUTLIER if k == 11 else k)
+        cost, total = cost - weights[k] * log_p[:, k][where].sum(), total + weights[k] * where.sum()
+    terms = model.loss((scenes.images, labels))
+    assert terms.keys() == {"classes"} and terms["classes"].item() == pytest.approx((cost / total).item(), rel=1e-4)
+    dense = model.model(scenes.images)
+    p = torch.cat([dense.coarse, model.log_odds(dense)[:, None]], 1).softmax(1)
+    expected = resized(p[:, 11] - p[:, :11].amax(1), scenes.images.shape[2:])
+    assert torch.allclose(model.anomaly_score(scenes.images), expected, atol=1e-5)
+
+
+def test_maps_of_a_frozen_encoder_stand_for_the_images(scenes):
+    torch.manual_seed(0)
+    detector = DenseHybrid(frozen_ladder(11, 64), 32).eval()
+    maps = frozen_maps(scenes.images, 64, batch=4)["maps"]
+    assert all(m.dtype == torch.float16 and len(m) == 6 for m in maps)
+    score = torch.cat([detector.score(dense) for dense in answers(detector.model, maps, (64, 96), batch=4)])
+    with torch.no_grad():
+        slow = detector.anomaly_score(scenes.images)
+    assert (score - slow).abs().max() < 0.05 * slow.std()  # half precision
+    by_images = detector.loss((scenes.images, scenes.labels))
+    by_maps = detector.loss((*maps, scenes.labels))
+    for name in by_images:
+        assert by_maps[name].item() == pytest.approx(by_images[name].item(), rel=0.01, abs=1e-4)
+    sum(detector.loss((*maps, scenes.labels)).values()).backward()
+    assert all(p.grad is None for p in detector.model.encoder.parameters())
+
+
 def test_the_classes_keep_their_weights_and_void_alone_costs_nothing(scenes):
     model = TwoHeads(small(), 6).eval()
     model.model.weights.copy_(torch.linspace(0.1, 3, 11))
     labels = scenes.labels.clone()
     labels[:, 20:40, 20:40] = OUTLIER
     labels[:, :5] = VOID
-    logits, kept = model.heads(scenes.images)[0], labels < 11
+    logits, kept = heads(model, scenes.images)[0], labels < 11
     y = labels[kept].long()
     each = -logits.movedim(1, -1)[kept].log_softmax(1)[torch.arange(len(y)), y]
     expected = (model.model.weights[y] * each).sum() / model.model.weights[y].sum()
@@ -169,22 +227,70 @@ def test_hybrid_without_coarse_logits_and_with_a_coarser_map(scenes):
         assert all(v.isfinite() for v in model.train().loss((scenes.images, scenes.labels)).values())
 
 
-def test_hybrid_loss_lowers_the_density_of_negatives_only(scenes):
-    model, beta = DenseHybrid(small(), 6, beta=0.05).eval(), 0.05
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_loss_as_printed_is_the_loss_as_run(scenes, balanced):
+    "L = E_in[-log P(y)] + 10 beta E[-log P(d)] + beta E_out[max(s, m)], with both kinds of means and a floor inside the range."
+    beta = 0.05
+    model = DenseHybrid(small(), 6, beta, balanced).eval()
     labels = scenes.labels.clone()
     labels[:, 20:40, 20:40] = OUTLIER
+    labels[:, :5] = VOID
+    logits, odds = heads(model, scenes.images)
+    lse = F.interpolate(model.model(scenes.images).coarse.exp().sum(1).log()[:, None], labels.shape[1:],
+                        mode="bilinear", align_corners=False)[:, 0]
+    foreign, inside = labels == OUTLIER, labels < 11
+    model.floor = lse[foreign].median().item()
     terms = model.loss((scenes.images, labels))
-    logits, odds = model.heads(scenes.images)
-    lse = model.model(scenes.images).coarse.logsumexp(1)[:, None]
-    expected = F.interpolate(lse, labels.shape[1:], mode="bilinear", align_corners=False)[:, 0][labels == OUTLIER].mean()
-    assert terms["density"].item() == pytest.approx(beta * expected.item(), rel=1e-4)
-    plain = TwoHeads(model.model, 6, 10 * beta).eval()
-    plain.outlier = model.outlier
-    assert terms["outlier"].item() == pytest.approx(plain.loss((scenes.images, labels))["outlier"].item(), rel=1e-5)
-    slope = torch.autograd.grad(terms["density"], logits_of := model.model.head.bias, allow_unused=True)[0]
-    assert slope.sum() > 0 and logits_of.shape == (11,)  # a step downhill lowers all logits
-    without = model.loss((scenes.images, scenes.labels))
-    assert without["density"] == 0 and all(torch.isfinite(v) for v in without.values())
+    classes = F.cross_entropy(logits.movedim(1, -1)[inside], labels[inside].long(), model.model.weights)
+    cost_in, cost_out = -(1 - odds.sigmoid())[inside].log(), -odds.sigmoid()[foreign].log()
+    two = cost_in.mean() + cost_out.mean() if balanced else torch.cat([cost_in, cost_out]).mean()
+    pushed = torch.maximum(lse[foreign], torch.tensor(model.floor))
+    expected = {"classes": classes, "outlier": 10 * beta * two, "density": beta * pushed.mean()}
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(value.item(), rel=1e-4), name
+
+
+def test_the_floor_lets_go_of_what_lies_below_it(scenes):
+    labels = scenes.labels.clone()
+    labels[:, 20:40, 20:40] = OUTLIER
+    for floor, pulls in ((None, True), (-1e3, True), (1e3, False)):
+        model = DenseHybrid(small(), 6, floor=floor).eval()
+        slope = torch.autograd.grad(model.loss((scenes.images, labels))["density"], model.model.head.bias)[0]
+        assert (slope.sum() > 0) == pulls and (slope >= 0).all()  # a step downhill lowers all logits
+        without = model.loss((scenes.images, scenes.labels))
+        assert without["density"] == 0 and all(torch.isfinite(v) for v in without.values())
+
+
+def test_masked_classes_give_numbers_or_a_reason(scenes):
+    "A class masked by -inf in a part of the image, and all classes at one place."
+
+    class Masked(SegmentationModel):
+        def __init__(self, by):
+            super().__init__()
+            self.ladder, self.by = small(), by
+
+        def forward(self, images):
+            dense = self.ladder(images)
+            coarse = dense.coarse.clone()
+            coarse[:, 0, :8], coarse[:, :, 2, 3] = self.by, self.by
+            return Dense(fit_size(coarse, images.shape[2:]), dense.features, coarse, dense.penultimate)
+
+    hybrid = DenseHybrid(Masked(-torch.inf), 6).eval()
+    assert hybrid.model(scenes.images).logits.isnan().any()
+    score = hybrid.anomaly_score(scenes.images)
+    assert score.isfinite().all()
+    impossible = score[:, 8:12, 12:16].flatten(1).amax(1)  # no class is left there
+    assert torch.equal(score.flatten(1).amax(1), impossible) and (impossible > 1e3).all()
+    with pytest.raises(ValueError, match="mask the class with -1e4"):
+        hybrid.loss((scenes.images, scenes.labels))
+    kept = torch.where(scenes.labels == 0, VOID, scenes.labels)
+    kept[:, :24, :32] = VOID
+    with_number = DenseHybrid(Masked(-1e4), 6).train()
+    sum(with_number.loss((scenes.images, kept)).values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in with_number.parameters())
+    broken = torch.full((1, 3, 4, 4), torch.nan)
+    assert class_loss(with_number, broken, torch.zeros(1, 4, 4)).isnan()  # a broken network is not a masked one
 
 
 @pytest.mark.parametrize("place", [0, 1, 4])

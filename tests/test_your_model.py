@@ -162,7 +162,7 @@ def test_dense_hybrid_survives_the_export_with_trained_statistics(tmp_path):
     torch.manual_seed(0)
     detector = DenseHybrid(Ladder(5, (4, 8, 8, 12, 12), (8, 8, 6)), 6).train()
     x = torch.stack([noise(48, 64, seed=k) for k in range(3)])
-    detector.heads(x)  # batch statistics move
+    detector.anomaly_score(x)  # batch statistics move
     path = save_detector(detector, tmp_path / "d.onnx", (48, 64))
     assert detector.training
     loaded = load_detector(path)

@@ -16,15 +16,15 @@ from .segmentation import Dense, SegmentationModel
 from .two_heads import TwoHeads, mean_over, resized
 from ..workbench.pictures import OUTLIER
 
-# %% ../../nbs/56_dense_hybrid.ipynb #26caecda
+# %% ../../nbs/56_dense_hybrid.ipynb #9606cc83
 def _log_density(logits: Tensor) -> Tensor:
     "log sum_k exp f_k, float32 [B, h, w], as f_0 - log P(0 | x): on a CPU faster than `logsumexp`."
-    f = logits.float().contiguous()
+    f = logits.float().clamp_min(-1e4).contiguous()  # -inf masks a class; where all are masked, -1e4 is left
     log_p = f.log_softmax(1)
-    impossible = f[:, 0] == -math.inf  # then by the class that leads
+    impossible = f[:, 0] <= -1e3  # then by the class that leads
     return torch.where(impossible, f.amax(1) - log_p.amax(1), f[:, 0] - log_p[:, 0])
 
-# %% ../../nbs/56_dense_hybrid.ipynb #a4a81523
+# %% ../../nbs/56_dense_hybrid.ipynb #a4561b76
 class DenseHybrid(TwoHeads):
     "Dataset posterior and unnormalized density on one model (Grcić et al., ECCV 2022)."
 
@@ -33,9 +33,11 @@ class DenseHybrid(TwoHeads):
         model: SegmentationModel,  # is trained further
         channels: int,  # of its penultimate map
         beta: float = 0.03,  # weight of the density on negatives; the head has ten times as much
+        balanced: bool = True,  # means of the head's loss, see `outlier_loss`; the released code has False
+        floor: float | None = 0.0,  # log-density below which a negative is left alone; None: pushed down without end
     ):
-        super().__init__(model, channels, 10 * beta)
-        self.density = beta
+        super().__init__(model, channels, 10 * beta, balanced)
+        self.density, self.floor = beta, floor
 
     def beliefs(self, dense: Dense) -> tuple[Tensor, Tensor]:
         "Log-odds of an outlier, and log p(x) without its constant; float32 [B, h, w] on the grid of the coarse logits."
@@ -43,12 +45,11 @@ class DenseHybrid(TwoHeads):
         density = _log_density(logits)
         return resized(self.log_odds(dense), density.shape[1:]), density
 
-    def loss(self, batch):
-        images, labels = batch
-        dense = self.model(images)
-        odds, density = (resized(belief, labels.shape[1:]) for belief in self.beliefs(dense))
-        lowered = self.density * mean_over(density, labels == OUTLIER)
-        return self.terms(dense.logits, odds, labels) | {"density": lowered}
+    def terms(self, dense: Dense, labels: Tensor) -> dict[str, Tensor]:
+        "The terms of the loss, from what the model says about a mixed batch and its labels."
+        density = resized(self.beliefs(dense)[1], labels.shape[1:])
+        pushed = density if self.floor is None else density.clamp_min(self.floor)
+        return super().terms(dense, labels) | {"density": self.density * mean_over(pushed, labels == OUTLIER)}
 
     @torch.no_grad()
     def parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,13 +57,8 @@ class DenseHybrid(TwoHeads):
         odds, density = self.beliefs(self.model(images))
         return resized(F.logsigmoid(odds), images.shape[2:]), resized(density, images.shape[2:])
 
-    @torch.no_grad()
-    def anomaly_score(self, images: Tensor) -> Tensor:
-        "log P(d_out | x) - log p(x), float32 [B, H, W]: higher is more anomalous."
-        return self.score(self.model(images))
-
     def score(self, dense: Dense) -> Tensor:
-        "The anomaly score from what the model has said already: segmentation and score from one pass."
+        "log P(d_out | x) - log p(x), from what the model has said already."
         odds, density = self.beliefs(dense)
         return resized(F.logsigmoid(odds) - density, dense.logits.shape[2:])
 
