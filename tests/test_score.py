@@ -620,10 +620,10 @@ def test_results_of_an_earlier_run_are_no_photographs_whatever_they_are_called(s
 
 def test_a_photograph_is_scored_at_another_size_and_its_results_have_its_own(shell, named, tmp_path):
     path = picture(tmp_path / "photos" / "a.png", 80, 200)
-    words = [tmp_path / "photos", "--model", named, "--out", tmp_path / "out"]
+    words = [tmp_path / "photos", "--model", named, "--out", tmp_path / "out", "--classes"]
     shell(*words)
     whole = np.load(tmp_path / "out/a.npz")["score"]
-    assert "1 scored" in shell(*words, "--resize", "100", "--classes").stdout  # other scores, no kept ones
+    assert "1 scored" in shell(*words, "--resize", "100").stdout  # other scores, no kept ones
     with np.load(tmp_path / "out/a.npz") as data:
         small, classes = data["score"], data["classes"]
     red = np.asarray(Image.open(path).resize((100, 40), Image.Resampling.BILINEAR))
