@@ -161,8 +161,7 @@ class StreamingMetrics:
         for score, positive, negative in _pieces(scores, labels, ignore):
             _refuse_nan((score.isnan() & (positive | negative)).any())
         for score, positive, negative in _pieces(scores, labels, ignore):
-            chosen = positive | negative
-            if not chosen.all():
+            if not (chosen := positive | negative).all():
                 score, positive = score[chosen], positive[chosen]
             place = _bins(score, self.bits).mul_(2).add_(positive)
             ones = torch.ones((), dtype=torch.int64, device=place.device).expand(len(place))

@@ -32,11 +32,7 @@ from ..workbench.sources import verify
 def road_frames(
     name: str,  # "train", "val", "test" (CamVid); "road_anomaly", "anomaly_track", "obstacle_track"
 ) -> DenseSet:  # CamVid 480 x 360, the others 640 x 360, or the shipped photographs
-    """Real frames at full size from `DENSEGEN_DATA`.
-
-    `DataNotFound` without CamVid, `DataCorrupted` for a file that is not the published one, `KeyError` for an unknown
-    name.
-    """
+    "Real frames at full size from `DENSEGEN_DATA`; raises `DataNotFound`, `DataCorrupted`, `KeyError`."
     file, known = _ARCHIVES[name]
     path = Path(os.environ.get("DENSEGEN_DATA", "")).expanduser() / file
     if not path.is_file():
@@ -55,10 +51,12 @@ _ARCHIVES = {  # below `DENSEGEN_DATA`, with their SHA-256
     "val": ("camvid_480x360/val.zip", "d0c34f9db78c9b72b3611119dbcad7c227ca6330a9ef33a6f6e4bb02937a2c38"),
     "test": ("camvid_480x360/test.zip", "92a475e43f523669a9af0f21e2462c6270f5b1be20181c92d55bde202a91df13"),
     "road_anomaly": (
-        "road_anomaly/roadanomaly_cc36_640x360.zip", "4bae02a9b2141e4bf1dcb29b6d377c87714b7de146229628f5d011b4533b5633",
+        "road_anomaly/roadanomaly_cc36_640x360.zip",
+        "4bae02a9b2141e4bf1dcb29b6d377c87714b7de146229628f5d011b4533b5633",
     ),
     "anomaly_track": (
-        "road_anomaly/roadanomaly21_val_640x360.zip", "53940316187784e10231cfee70070bb735ef6d3542c5dc84a58602b7f36bba49",
+        "road_anomaly/roadanomaly21_val_640x360.zip",
+        "53940316187784e10231cfee70070bb735ef6d3542c5dc84a58602b7f36bba49",
     ),
     "obstacle_track": (
         "road_anomaly/roadobstacle21_val_640x360.zip",
@@ -66,7 +64,7 @@ _ARCHIVES = {  # below `DENSEGEN_DATA`, with their SHA-256
     ),
 }
 
-
+# %% ../../nbs/55_photo_negatives.ipynb #3ada992a
 def _unpacked(path: Path, known: str) -> tuple[Tensor, Tensor]:
     "Images [N, 3, H, W] and maps [N, H, W] of an archive, by name; its hash is compared before it is opened."
     verify(path, known)
