@@ -84,7 +84,7 @@ class LiteEncoder(nn.Module):
 
 # %% ../../nbs/51_lite.ipynb #bf90a39f
 class FullLite(LiteEncoder):
-    "All 16 blocks of EfficientNet-Lite0: maps at 1/4 to 1/32 of the image, or from 1/2 on."
+    "All 16 blocks of EfficientNet-Lite0: maps at 1/4 to 1/32 of the image."
 
     widths, taps = (24, 40, 112, 320), (2, 4, 10, 15)
     table = (*LiteEncoder.table[:-1], (6, 5, 2, 192, 4), (6, 3, 1, 320, 1))
@@ -94,11 +94,8 @@ class FullLite(LiteEncoder):
         weights: dict[str, Tensor] | None = None,  # as from `lite0_weights`; None leaves it untrained
         frozen: int = 16,  # blocks that stay as they are, with the stem
         enlarge: int = 1,  # of the images
-        half: bool = False,  # a map at 1/2 as well
     ):
         super().__init__(weights, frozen, enlarge)
-        if half:
-            self.widths, self.taps = (16, *self.widths), (0, *self.taps)
 
 # %% ../../nbs/51_lite.ipynb #8a6b4ce5
 def lite0_weights() -> dict[str, Tensor]:
