@@ -217,12 +217,13 @@ def test_the_lines_of_the_readme_make_a_detector_for_the_command(root, command, 
 
 
 MEMORY = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from densegen.course.evaluating import Trial, evaluate_request
 model = Path(sys.argv[2]) if len(sys.argv) > 2 else None
 code = evaluate_request(Trial("anomaly_track", Path(sys.argv[1]), model))
-print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# ru_maxrss begins with what the parent had at the fork, VmHWM does not
+print(code, int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
 

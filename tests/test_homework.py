@@ -285,7 +285,8 @@ def test_no_process_is_left(batch):
 
 def test_limits_are_named(batch):
     marks = batch[1]
-    assert marks["code stops itself"].stopped == "time" and marks["code fork bomb"].stopped in ("processes", "time")
+    assert marks["code stops itself"].stopped == "time"
+    assert marks["code fork bomb"].stopped in ("processes", "memory", "time")  # whichever the machine reaches first
     assert marks["code memory bomb of many"].stopped in ("memory", "processes")
     assert marks["code floods every pipe"].stopped == "output"
 

@@ -158,6 +158,8 @@ MISTAKES = [
     ("hw6-alarms", "anomaly == 1", "anomaly > 0", "void"),
     ("hw6-alarms", "descending=True", "descending=False", "expected"),
     ("hw6-learn", "(y != VOID) & (y != OUTLIER)", "y != OUTLIER", None),
+    ("hw6-learn", "y == OUTLIER\n", "y >= OUTLIER\n", None),
+    ("hw6-learn", "domain[inside, 0]", "domain[y != OUTLIER, 0]", None),
     ("hw6-learn", "+ beta * logits[outside]", "- beta * logits[outside]", None),
     ("hw6-learn", "-out[:, classes:]", "-out[:, classes:].flip(1)", None),
 ]

@@ -114,10 +114,10 @@ class RoadHeads(_Rungs):
             "density": self.density * mean_over(F.relu(logits.logsumexp(1)), foreign),
         }
 
-# %% ../../nbs/65_road_detector.ipynb #8d866467
+# %% ../../nbs/65_road_detector.ipynb #e3f7826b
 SCORES = ("max softmax", "max logit", "density", "two heads", "hybrid")
 
-
+# %% ../../nbs/65_road_detector.ipynb #8d866467
 class RoadDetector(SegmentationModel):
     "Classes and anomalies of roads: frozen Lite0 features under trained heads."
 
