@@ -110,7 +110,7 @@ def frechet_extrapolated(
         halves += [frechet_distance(a[i[0]], b[j[0]]), frechet_distance(a[i[1]], b[j[1]])]
     return 2 * frechet_distance(a, b) - sum(halves) / len(halves)
 
-# %% ../../nbs/16_evaluation.ipynb #fb32f348
+# %% ../../nbs/16_evaluation.ipynb #3d9c1304
 def expected_hits(
     n: int,  # real points
     m: int,  # samples
@@ -124,7 +124,7 @@ def expected_hits(
     log_p = choose(k - 1 + j, j) + choose(n - 1 - k + rest, rest) - choose(n - 1 + good, good)
     return 1 - ((1 - j / k) * log_p.exp() * (j <= good)).sum(1)
 
-# %% ../../nbs/16_evaluation.ipynb #cd21db21
+# %% ../../nbs/16_evaluation.ipynb #dca97a64
 _EXACT = "donot_use_mm_for_euclid_dist"  # a matrix product loses the small distances
 
 
@@ -146,7 +146,7 @@ def balls_around(
     "In how many of the balls about b each a lies; the surface belongs to a ball."
     return torch.cat([(torch.cdist(part, b, compute_mode=_EXACT) <= radii).sum(1) for part in a.split(1000)])
 
-# %% ../../nbs/16_evaluation.ipynb #ed8c7079
+# %% ../../nbs/16_evaluation.ipynb #45f8a0d5
 def neighbour_measures(
     real: Tensor,  # features [N, D]
     fake: Tensor,  # features [M, D]
@@ -161,7 +161,7 @@ def neighbour_measures(
     clipped = lambda counts: (counts / k).clamp_max(1).mean().item()
     curve = expected_hits(len(real), len(fake), k)
     found = torch.tensor((near <= radii[:, None]).double().mean().item(), dtype=torch.float64)
-    above = int(torch.searchsorted(curve, found).clamp(1, len(fake)))  # the curve passes `found` between here and one less
+    above = int(torch.searchsorted(curve, found).clamp(1, len(fake)))  # where the curve passes `found`
     share = (found - curve[above - 1]) / (curve[above] - curve[above - 1])
     own = clipped(balls_around(real, real, small) - 1)
     return {
@@ -173,7 +173,7 @@ def neighbour_measures(
         "clipped coverage": min((above - 1 + share.item()) / len(fake), 1.0),
     }
 
-# %% ../../nbs/16_evaluation.ipynb #8541bc71
+# %% ../../nbs/16_evaluation.ipynb #1c5ae57b
 def modes(
     labels: Tensor,  # which mode each sample belongs to [N]
     target: Tensor,  # shares of the modes in the data [K], positive, sum 1
@@ -183,7 +183,7 @@ def modes(
     nats = torch.special.xlogy(shares, shares / target).sum().item()
     return {"modes": int((shares > 0).sum()), "KL": nats}
 
-# %% ../../nbs/16_evaluation.ipynb #b159adf6
+# %% ../../nbs/16_evaluation.ipynb #c229e236
 def nearest_two(
     x: Tensor,  # images [N, C, H, W] in 0..1
     train: Tensor,  # images [M, C, H, W] in 0..1
@@ -203,7 +203,7 @@ def memory(
     less, same = ((f(samples[:, None, 0], held[:, 0])).double().mean().item() for f in (torch.lt, torch.eq))
     return {"closer": less + same / 2, "copies": (3 * samples[:, 0] < samples[:, 1]).double().mean().item()}
 
-# %% ../../nbs/16_evaluation.ipynb #e5bb6fa2
+# %% ../../nbs/16_evaluation.ipynb #d76a797e
 def judged(
     samples: Tensor,  # of a model, [N, C, H, W] in 0..1
     real_train: Tensor,  # images that the model was trained on, in 0..1
