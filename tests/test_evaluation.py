@@ -219,10 +219,19 @@ def test_memory_tells_copies_from_honest_and_from_close():
     distances = {name: nearest_two(x, train) for name, x in (("held", held), ("fresh", fresh), ("copies", train[:200]))}
     honest, copied = memory(distances["fresh"], distances["held"]), memory(distances["copies"], distances["held"])
     assert abs(honest["closer"] - 0.5) < 0.1 and honest["copies"] == 0
-    assert copied == {"closer": 1.0, "copies": 1.0}
+    assert copied == {"closer": 1.0, "closer, error": 0.0, "copies": 1.0}
     grey = memory(nearest_two(torch.full_like(fresh, 0.5), train), distances["held"])
     assert grey["closer"] > 0.9 and grey["copies"] == 0
     assert memory(distances["held"], distances["held"])["closer"] == 0.5
+
+
+def test_error_of_closer_is_its_scatter():
+    found = []
+    for s in range(200):
+        samples, held = normal(60, 2, seed=s).abs(), normal(40, 2, seed=s + 1000).abs() + 0.3
+        found.append([memory(samples, held)[name] for name in ("closer", "closer, error")])
+    found = torch.tensor(found)
+    assert found[:, 1].mean() == pytest.approx(found[:, 0].std().item(), rel=0.2)
 
 
 def bars(n, seed):

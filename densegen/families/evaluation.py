@@ -200,8 +200,11 @@ def memory(
     held: Tensor,  # the same of held-out real images [M, 2]
 ) -> dict[str, float]:
     "Whether samples lie closer to the training images than real ones do (Meehan 2020), and copies (Yoon 2023)."
-    less, same = ((f(samples[:, None, 0], held[:, 0])).double().mean().item() for f in (torch.lt, torch.eq))
-    return {"closer": less + same / 2, "copies": (3 * samples[:, 0] < samples[:, 1]).double().mean().item()}
+    a, b = samples[:, None, 0], held[:, 0]
+    wins = (a < b).double() + (a == b).double() / 2
+    error = (wins.mean(1).var() / len(a) + wins.mean(0).var() / len(b)).sqrt().item()  # DeLong et al. 1988
+    copies = (3 * samples[:, 0] < samples[:, 1]).double().mean().item()
+    return {"closer": wins.mean().item(), "closer, error": error, "copies": copies}
 
 # %% ../../nbs/16_evaluation.ipynb #d76a797e
 def judged(
