@@ -118,6 +118,21 @@ def test_clipped_scores_are_the_share_of_good_samples():
         assert (torch.tensor(scores).mean(0) - share).abs().max() < 0.02, share
 
 
+def test_clipped_density_counts_no_sample_twice():
+    "Point by point from the definition; half of the samples sit where most balls overlap."
+    k, real = 5, normal(101, 2)
+    distance = lambda a, b: math.dist(a.tolist(), b.tolist())
+    radii = [sorted(distance(a, b) for b in real)[k] for a in real]
+    small = [min(r, sorted(radii)[50]) for r in radii]
+    count = lambda x, skip: sum(distance(x, b) <= r for i, (b, r) in enumerate(zip(real, small)) if i != skip)
+    crowded = max(real, key=lambda x: count(x, None))
+    fake = torch.cat([crowded + 1e-4 * normal(40, 2, seed=1), normal(40, 2, seed=2) + 50])
+    own = sum(min(count(x, i) / k, 1) for i, x in enumerate(real)) / 101
+    theirs = sum(min(count(x, None) / k, 1) for x in fake) / 80
+    assert count(fake[0], None) >= k + 3
+    assert neighbour_measures(real, fake, k)["clipped density"] == pytest.approx(theirs / own, abs=0.003)
+
+
 def test_an_outlier_among_the_real_lifts_density_but_not_the_clipped_one():
     real, fake = normal(200, 4), normal(100, 4, seed=1) + 12
     outliers = torch.cat([real, torch.full((1, 4), 40.0)])
