@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from densegen.families.evaluation import (
-    FeatureNet, balls_around, expected_hits, feature_weights, frechet_distance, frechet_extrapolated, judged, memory,
-    modes, nearest, nearest_two, neighbour_measures,
+    FeatureNet, expected_hits, feature_weights, frechet_distance, frechet_extrapolated, judged, memory,
+    modes, nearest_two, neighbour_measures, share_of_good,
 )
 
 
@@ -72,12 +72,9 @@ def test_extrapolation_removes_the_bias():
 def test_points_inside_and_outside_of_known_balls():
     real = torch.tensor([[0.0], [1.0], [10.0]])  # with k = 1 the radii are 1, 1 and 9
     fake = torch.tensor([[-1.0], [-1.01], [0.5], [1.5], [19.5]])
-    radii = nearest(real, real, 2)[:, 1]
-    assert radii.tolist() == [1, 1, 9]
-    assert balls_around(fake, real, radii).tolist() == [1, 0, 2, 2, 0]
     found = neighbour_measures(real, fake, 1)
     assert found["precision"] == 3 / 5 and found["density"] == 1.0
-    assert found["coverage"] == 1.0  # 1.5 lies on the surface of the last ball, 8.5 < 9
+    assert found["coverage"] == 1.0  # 1.5 lies in the last ball, since 8.5 < 9
     assert found["recall"] == 1.0 and neighbour_measures(real, fake[:2], 1)["recall"] == 0.0
 
 
@@ -104,6 +101,13 @@ def test_expected_hits_is_the_mean_over_all_orders():
         assert abs(expected_hits(n, m, k)[good] - hits.mean()) < 4 * hits.std() / 4000**0.5 + 1e-9
     one = 1 - math.prod((n - i) / (n + m - i) for i in range(1, 2))
     assert abs(expected_hits(n, m, 1)[m] - one) < 1e-12 and expected_hits(n, m, k)[0] == 0
+
+
+def test_share_of_good_inverts_the_curve():
+    curve = expected_hits(30, 40, 3)
+    assert [share_of_good(curve[m].item(), curve) for m in (0, 1, 17, 40)] == pytest.approx([0, 1 / 40, 17 / 40, 1])
+    between = (0.3 * curve[7] + 0.7 * curve[8]).item()
+    assert share_of_good(between, curve) == pytest.approx(7.7 / 40) and share_of_good(1.0, curve) == 1
 
 
 def test_clipped_scores_are_the_share_of_good_samples():
