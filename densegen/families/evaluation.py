@@ -160,7 +160,7 @@ def neighbour_measures(
         "clipped coverage": share_of_good(clipped(inside.sum(1)), expected_hits(len(real), len(fake), k)),
     }
 
-# %% ../../nbs/16_evaluation.ipynb #910b3115
+# %% ../../nbs/16_evaluation.ipynb #abb21290
 def modes(
     labels: Tensor,  # which mode each sample belongs to [N]
     target: Tensor,  # shares of the modes in the data [K], positive, sum 1
@@ -170,7 +170,7 @@ def modes(
     nats = torch.special.xlogy(shares, shares / target).sum().item()
     return {"modes": int((shares > 0).sum()), "KL": nats}
 
-# %% ../../nbs/16_evaluation.ipynb #f02ad8b8
+# %% ../../nbs/16_evaluation.ipynb #80e21d63
 def nearest_two(
     x: Tensor,  # images [N, C, H, W] in 0..1
     train: Tensor,  # images [M, C, H, W] in 0..1
@@ -181,7 +181,7 @@ def nearest_two(
     exact = torch.stack([(x - train[i]).norm(dim=1) for i in found.T], 1)
     return exact.sort(1).values
 
-# %% ../../nbs/16_evaluation.ipynb #75e3c449
+# %% ../../nbs/16_evaluation.ipynb #cea021df
 def memory(
     samples: Tensor,  # distances of `nearest_two` [N, 2]
     held: Tensor,  # the same of held-out real images [M, 2]
@@ -193,7 +193,7 @@ def memory(
     copies = (3 * samples[:, 0] < samples[:, 1]).double().mean().item()
     return {"closer": wins.mean().item(), "closer, error": error, "copies": copies}
 
-# %% ../../nbs/16_evaluation.ipynb #029f0f8d
+# %% ../../nbs/16_evaluation.ipynb #81715e0a
 def judged(
     samples: Tensor,  # of a model, [N, C, H, W] in 0..1
     real_train: Tensor,  # images that the model was trained on, in 0..1
