@@ -108,7 +108,7 @@ def test_random_step_is_the_posterior_of_the_way_up(t, s):
 
 def test_ladder():
     assert ladder(1000, 1000) == list(range(999, -1, -1))
-    assert ladder(1000, 5) == [999, 749, 500, 250, 0] and ladder(1000, 100, 2.0)[-3:] == [1, 0][-3:] or True
+    assert ladder(1000, 5) == [999, 749, 500, 250, 0]
     for steps in (2, 50, 100):
         rungs = ladder(1000, steps, 2.0)
         assert rungs[0] == 999 and rungs[-1] == 0 and all(a > b for a, b in zip(rungs, rungs[1:]))
@@ -119,8 +119,9 @@ def test_ladder():
 def walk_of_variances(model, steps, eta):
     "Variance of the last image of a walk, in closed form: each step is linear."
     down, variance = ladder(model.steps, steps), torch.ones(3, dtype=torch.float64)
+    kept = torch.cat([model.alpha_bar.sqrt(), torch.ones(1).double()])  # the last is at place -1, the clean image
     for t, s in zip(down, [*down[1:], -1]):
-        a, a_s = model.alpha_bar[t].sqrt(), (model.alpha_bar[s].sqrt() if s >= 0 else torch.tensor(1.0).double())
+        a, a_s = kept[t], kept[s]
         b, b_s = (1 - a**2).sqrt(), (1 - a_s**2).sqrt()
         kappa = eta * b_s / b * (1 - (a / a_s) ** 2).sqrt()
         gain = a * VARIANCES / (a**2 * VARIANCES + b**2)
@@ -143,7 +144,7 @@ def test_bound_spends_what_the_formula_says():
     "KL of each step: half the loss of signal-to-noise times the variance that is left."
     model, x = oracle(), draws(40_000)
     for t in (1, 2, 50, 500, 999):
-        cost = model.kl(x, torch.full((len(x),), t), torch.Generator().manual_seed(t))
+        cost = model.kl(x, torch.full((len(x),), t), torch.Generator().manual_seed(100 + t))
         bar, before = model.alpha_bar[t], model.alpha_bar[t - 1]
         left = (VARIANCES * (1 - bar) / (bar * VARIANCES + 1 - bar)).sum()
         expected = 0.5 * (before / (1 - before) - bar / (1 - bar)) * left
@@ -180,14 +181,23 @@ def gaussian_pixels(n, levels=256, deviation=0.3, seed=0):
     return v, law[v].flatten(1).sum(1)
 
 
-def test_bound_of_integer_images_is_just_below_the_exact_value():
-    v, exact = gaussian_pixels(400)
-    model = oracle("v", variances=torch.tensor(0.09), mean=torch.tensor(0.0), shape=(1, 2, 2))
-    below = exact - model.log_prob(v, 200, torch.Generator().manual_seed(0))
-    assert -0.05 < below.mean() < 0.35 and bits_per_dim(model, v[:9], 3).shape == (9,)
-    few = torch.stack([model.log_prob(v[:50], 4, torch.Generator().manual_seed(k)) for k in range(100)]).mean()
-    many = torch.stack([model.log_prob(v[:50], 64, torch.Generator().manual_seed(k)) for k in range(8)]).mean()
-    assert abs(few - many) < 0.2  # however many, the same number is estimated
+def pixel_oracle():
+    return oracle("v", variances=torch.tensor(0.09), mean=torch.tensor(0.0), shape=(1, 2, 2))
+
+
+def test_bound_of_integer_images():
+    "Every term expected in closed form, but the first, which is drawn; and in all below the exact value."
+    model, (v, exact) = pixel_oracle(), gaussian_pixels(2000)
+    x, noise = model.scaled(v), torch.randn(v.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    snr, bar = model.alpha_bar / (1 - model.alpha_bar), model.alpha_bar
+    gain = 0.09 * bar / (0.09 * bar + 1 - bar)
+    left = (1 - gain) ** 2 * x.square().mean() + gain**2 * (1 - bar) / bar
+    steps = (2 * (snr[:-1] - snr[1:]) * left[1:]).sum()  # half, times four pixels
+    expected = model.reconstruction(v, noise).mean() - model.prior_kl(x).mean() - steps
+    for samples in (5, 200):
+        drawn = model.log_prob(v, samples, torch.Generator().manual_seed(0))
+        assert abs(drawn.mean() - expected) < 4 * drawn.std() / 2000**0.5
+    assert 0.5 < exact.mean() - expected < 2 and bits_per_dim(model, v[:9], 3).shape == (9,)
 
 
 def test_flow_density_is_that_of_the_gaussian():
@@ -205,22 +215,22 @@ def test_flow_density_with_correlations():
     turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
     model, straight, x = oracle("v"), oracle("v"), draws(4)
     model.network = lambda x_t, t: straight.network(x_t @ turn, t) @ turn.T
-    one = straight.ode_density(x, 30, 0)
-    assert torch.allclose(model.ode_density(x @ turn.T, 30, 0), one, atol=1e-8)
-    many = model.ode_density(x @ turn.T, 30, 400, torch.Generator().manual_seed(0))
+    one = straight.ode_density(x, 8, 0)
+    assert torch.allclose(model.ode_density(x @ turn.T, 8, 0), one, atol=1e-8)
+    many = model.ode_density(x @ turn.T, 8, 300, torch.Generator().manual_seed(0))
     assert (many - one).abs().max() < 0.3
 
 
 def test_flow_estimate_of_integer_images():
     v, exact = gaussian_pixels(300)
-    model = oracle("x0", variances=torch.tensor(0.09), mean=torch.tensor(0.0), shape=(1, 2, 2))
+    model = pixel_oracle()
     below = exact - model.ode_log_prob(v, 60, 0, torch.Generator().manual_seed(0))
     assert -0.05 < below.mean() < 0.35
 
 
 def test_codes_are_standard_and_lead_back():
     v, _ = gaussian_pixels(2000)
-    model = oracle("v", variances=torch.tensor(0.09), mean=torch.tensor(0.0), shape=(1, 2, 2))
+    model = pixel_oracle()
     z = model.encode(v, 200)
     assert abs(z.std() - 1) < 0.03 and (model.decode(z, 200) - v / 255).abs().max() < 0.02
 
@@ -257,11 +267,12 @@ def test_a_trained_model_knows_its_images():
     base = torch.randint(0, 2, (3, 1, 8, 8)) * 255
     y = torch.arange(300) % 3
     model = Diffusion((1, 8, 8), width=8, classes=3)
-    before = bits_per_dim(model, base, 8).mean()
-    fit(model, (base[y], y), steps=250, batch_size=32, lr=4e-3, ema=0.98, seed=0)
+    middle = lambda: model.kl(model.scaled(base[y]), torch.full((300,), 500), torch.Generator().manual_seed(1)).mean()
+    before = middle().item()
+    fit(model, (base[y], y), steps=120, batch_size=32, lr=5e-3, ema=0.95, seed=0)
     g = torch.Generator().manual_seed(0)
     drawn = model.sample(12, 10, generator=g, y=torch.arange(12) % 3)
     assert drawn.shape == (12, 1, 8, 8) and 0 <= drawn.min() and drawn.max() <= 1
     assert (drawn - base[torch.arange(12) % 3] / 255).abs().mean() < 0.15
-    assert bits_per_dim(model, base, 32, g).mean() < 0.7 * before
+    assert middle() < 0.5 * before
     assert torch.equal(model.sample(2, 5, 1.0, torch.Generator().manual_seed(3)), model.sample(2, 5, 1.0, torch.Generator().manual_seed(3)))
