@@ -14,17 +14,14 @@ from torch import Tensor, nn
 
 # %% ../../nbs/14_unet.ipynb #5372eee0
 class FourierFeatures(nn.Module):
-    "A number as sines and cosines of waves from slow to fast."
+    "A number as sines and cosines of waves from slow to fast, 0.05 to 5 radians a unit."
 
     def __init__(
         self,
         features: int,  # how many, even
-        slowest: float = 0.05,  # angular frequencies, radians a unit
-        fastest: float = 5.0,
     ):
         super().__init__()
-        ratio = torch.linspace(0, 1, features // 2)
-        self.register_buffer("frequencies", slowest * (fastest / slowest) ** ratio, persistent=False)
+        self.register_buffer("frequencies", torch.logspace(-1.3, 0.7, features // 2), persistent=False)
 
     def forward(
         self,
