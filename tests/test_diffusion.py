@@ -179,6 +179,14 @@ def test_kl_of_the_last_latent():
     assert torch.allclose(model.prior_kl(x), kl, atol=1e-9)
 
 
+def test_the_last_latent_is_paid_for():
+    "It costs next to nothing here, so it is made dear."
+    model, v = pixel_oracle(), torch.full((2, 1, 2, 2), 100)
+    before = model.log_prob(v, 2, torch.Generator().manual_seed(1))
+    model.prior_kl = lambda x: torch.full((2,), 3.0)
+    assert torch.allclose(before - model.log_prob(v, 2, torch.Generator().manual_seed(1)), torch.tensor(3.0).double(), atol=1e-3)
+
+
 def gaussian_pixels(n, levels=256, deviation=0.3, seed=0):
     "Integer images of independent Gaussian pixels, and their exact log-probability."
     g = torch.Generator().manual_seed(seed)
