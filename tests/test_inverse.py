@@ -149,7 +149,7 @@ def in_standard_errors(x, mean, covariance):
     return ((x.mean(0) - mean.flatten()) / (wide / n).sqrt()).abs().max(), of_covariance.abs().max()
 
 
-@pytest.mark.parametrize("name, mean, variance", [("mask", 0.0, 1.0), ("blur", 0.0, 1.0), ("means", 0.7, 0.25)])
+@pytest.mark.parametrize("name, mean, variance", [("means", 0.0, 1.0), ("blur", 0.0, 1.0), ("mask", 0.7, 0.25)])
 def test_pigdm_draws_from_the_posterior_of_white_gaussians(name, mean, variance):
     prior = white(300, (2, 2, 2), mean, variance)
     A, y = case(name, prior)
