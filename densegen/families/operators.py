@@ -53,7 +53,7 @@ class Operator(nn.Module):
         "A^+ y: of all images with the least |A x - y|, the smallest."
         return self.image(torch.where(self.known, self.observed(y) / self.singular, 0.0))
 
-# %% ../../nbs/18_operators.ipynb #363a5852
+# %% ../../nbs/18_operators.ipynb #1a7bc4b3
 class Mask(Operator):
     "Keeps some pixels and blackens the others: inpainting."
 
@@ -68,15 +68,18 @@ class Mask(Operator):
         return self.singular * x
 
     def coordinates(self, x):
+        "V^T x."
         return x
 
     def image(self, c):
+        "V c."
         return c
 
     def observed(self, y):
+        "U^T y, filled up with zeros."
         return self.singular * y
 
-# %% ../../nbs/18_operators.ipynb #3bd6d668
+# %% ../../nbs/18_operators.ipynb #b8efdc5b
 class Separable(Operator):
     "One matrix along channels, one along rows, one along columns: A is their Kronecker product."
 
@@ -101,12 +104,15 @@ class Separable(Operator):
         return _along(x, self.a0, self.a1, self.a2)
 
     def coordinates(self, x):
+        "V^T x."
         return _along(x, self.v0.mT, self.v1.mT, self.v2.mT)
 
     def image(self, c):
+        "V c."
         return _along(c, self.v0, self.v1, self.v2)
 
     def observed(self, y):
+        "U^T y, filled up with zeros."
         (c, h, w), (_, i, j, k) = self.singular.shape, y.shape
         return F.pad(_along(y, self.u0.mT, self.u1.mT, self.u2.mT), (0, w - k, 0, h - j, 0, c - i))
 
