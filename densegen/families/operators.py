@@ -121,7 +121,7 @@ def _along(x: Tensor, channels: Tensor, rows: Tensor, columns: Tensor) -> Tensor
     "One matrix along each of the three axes of images [B, C, H, W]."
     return torch.einsum("ic,bchw->bihw", channels, rows @ x @ columns.mT)
 
-# %% ../../nbs/18_operators.ipynb #16834722
+# %% ../../nbs/18_operators.ipynb #9196a7b1
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
@@ -132,7 +132,7 @@ def colourisation(
     "Forgets the colour: what is left is the luma."
     return Separable(torch.tensor([LUMA]), torch.eye(height), torch.eye(width))
 
-
+# %% ../../nbs/18_operators.ipynb #4912dcbc
 def super_resolution(
     shape: Sequence[int],  # of an image [C, H, W]
     factor: int = 4,  # side of a square whose mean is known; H and W are multiples of it
