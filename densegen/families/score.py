@@ -118,8 +118,13 @@ class Denoiser(nn.Module):
         "Estimate of the slope of the log-density of the noisy data, [B, *shape]."
         return score_of(self, x, sigma)
 
+    def scaled(self, x: Tensor) -> Tensor:
+        "The data in the unit of the noise."
+        return x
+
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         "Denoising score matching a dimension, each item at a level of its own, log-uniform."
+        x = self.scaled(x)
         u = torch.rand(len(x), device=x.device, dtype=x.dtype)
         sigma = self.smallest * (self.largest / self.smallest) ** u
         value = denoising_loss(self, x, sigma, torch.randn_like(x)) / x[0].numel()
@@ -219,27 +224,15 @@ class ScoreModel(Denoiser):
         u = torch.rand(v.shape, generator=generator, device=v.device, dtype=dtype)
         return (v.to(dtype) + u) * (2 / self.levels) - 1
 
-    def loss(self, v: Tensor) -> dict[str, Tensor]:
-        "Denoising score matching of integer images [B, *shape]."
-        return super().loss(self.scaled(v))
-
-    def sample(
-        self,
-        n: int,  # how many
-        generator: torch.Generator | None = None,  # of all noise
-        count: int = 24,  # noise levels
-        by: str = "ddim",  # "ddim": one pass a level; "heun": two; "langevin": `steps`
-        steps: int = 2,  # of Langevin at each level
-        step: float = 0.5,  # of Langevin, see `annealed_langevin`
-    ) -> Tensor:  # [n, *shape] in 0..1
-        "n images; `ValueError` for an unknown way."
+    def sample(self, n: int, generator: torch.Generator | None = None, count: int = 24, by: str = "ddim") -> Tensor:
+        "n images in 0..1 over `count` levels; by 'ddim', one pass a level, or 'heun' or 'langevin', two (`ValueError`)."
         if by not in ("ddim", "heun", "langevin"):
             raise ValueError(f"by: expected 'ddim', 'heun' or 'langevin'; got {by!r}")
         p = next(self.net.parameters())
         x = self.largest * torch.randn((n, *self.shape), generator=generator, device=p.device, dtype=p.dtype)
         sigmas = geometric_levels(self.largest, self.smallest, count)
         if by == "langevin":
-            x = annealed_langevin(self, x, sigmas, steps, step, generator=generator)
+            x = annealed_langevin(self, x, sigmas, 2, 1.0, generator=generator)
         else:
             x = probability_flow(self, x, sigmas, by == "heun")
         return (0.5 * x + 0.5).clamp(0, 1)
