@@ -12,6 +12,7 @@ from densegen.families.score import (
     Denoiser,
     Mixture,
     ScoreModel,
+    WienerScore,
     annealed_langevin,
     denoising_loss,
     flow_log_prob,
@@ -234,7 +235,7 @@ def test_log_prob_of_an_image_counts_the_cells():
     edges = torch.stack([v, v + 1]).double() * (2 / 64) - 1
     low, high = Normal(torch.zeros((), dtype=torch.float64), math.hypot(TAU, 0.05)).cdf(edges)
     exact = (high - low).log().flatten(1).sum(1)
-    got = torch.stack([model.log_prob(v, 100, torch.Generator().manual_seed(k)) for k in range(8)])
+    got = torch.stack([model.log_prob(v, 160, torch.Generator().manual_seed(k)) for k in range(8)])
     assert ((got.mean(0) - exact).abs() < 4 * got.std(0) / 8**0.5 + 0.03).all()
 
 
@@ -260,3 +261,21 @@ def test_numbers_follow_the_model_and_strange_ways_are_refused():
     assert model.loss(v)["denoising"].dtype == torch.float64 and model.scaled(v).abs().max() < 1
     with pytest.raises(ValueError, match="expected 'ddim'"):
         model.sample(1, by="euler")
+
+
+def test_a_silent_network_with_moments_is_the_best_denoiser_of_any_gaussian():
+    torch.manual_seed(0)
+    v = (torch.randn(500, 16) @ torch.randn(16, 16) * 6 + torch.arange(16.0) * 8 + 60).clamp(0, 255).long().view(-1, 1, 4, 4)
+    model = WienerScore((1, 4, 4), 8, depth=2).double()
+    model.net = Nothing()
+    model.net.register_parameter("dtype", nn.Parameter(torch.zeros((), dtype=torch.float64)))
+    torch.manual_seed(1)
+    model.learn_moments(v)
+    torch.manual_seed(1)
+    x = model.scaled(v).flatten(1)
+    mean, C, sigma = x.mean(0), torch.cov(x.T), 0.4
+    noisy = x + sigma * torch.randn_like(x)
+    best = mean + (noisy - mean) @ torch.linalg.inv(C + sigma**2 * torch.eye(16)) @ C
+    assert torch.allclose(model.denoised(noisy.view(-1, 1, 4, 4), sigma).flatten(1), best, atol=1e-8)
+    left = (C - C @ torch.linalg.inv(C + sigma**2 * torch.eye(16)) @ C).trace() / 16
+    assert torch.allclose(model.error(torch.full((1, 1, 1, 1), sigma, dtype=torch.float64)).square().squeeze(), left)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['geometric_levels', 'score_of', 'Mixture', 'denoising_loss', 'Denoiser', 'annealed_langevin', 'probability_flow',
-           'flow_log_prob', 'ScoreModel']
+           'flow_log_prob', 'ScoreModel', 'WienerScore']
 
 # %% ../../nbs/15_score.ipynb #c2fca4cb
 import itertools
@@ -107,12 +107,19 @@ class Denoiser(nn.Module):
         self.net, self.spread, self.even = net, spread, even
         self.largest, self.smallest = largest, smallest
 
+    def guess(self, x: Tensor, s: Tensor) -> Tensor:
+        "The best linear denoiser [B, *shape]; s is [B, 1, ...]."
+        return x * self.spread**2 / (s.square() + self.spread**2)
+
+    def error(self, s: Tensor) -> Tensor:
+        "Deviation of its error a dimension, as s [B, 1, ...]."
+        return s * self.spread / (s.square() + self.spread**2).sqrt()
+
     def denoised(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         "Estimate of E[data | x], [B, *shape]; sigma is one number or one an item."
         s = _column(sigma, x)
-        total = s.square() + self.spread**2
-        out = self.net(x / total.sqrt(), s.flatten().log() / 4)
-        return x * self.spread**2 / total + out * s * self.spread / total.sqrt()
+        out = self.net(x / (s.square() + self.spread**2).sqrt(), s.flatten().log() / 4)
+        return self.guess(x, s) + self.error(s) * out
 
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         "Estimate of the slope of the log-density of the noisy data, [B, *shape]."
@@ -127,8 +134,9 @@ class Denoiser(nn.Module):
         x = self.scaled(x)
         u = torch.rand(len(x), device=x.device, dtype=x.dtype)
         sigma = self.smallest * (self.largest / self.smallest) ** u
+        weight = (sigma / self.error(_column(sigma, x)).flatten()).square() if self.even else 1.0
         value = denoising_loss(self, x, sigma, torch.randn_like(x)) / x[0].numel()
-        return {"denoising": (value * (1 + (sigma / self.spread).square() if self.even else 1)).mean()}
+        return {"denoising": (value * weight).mean()}
 
 # %% ../../nbs/15_score.ipynb #8271196d
 @torch.no_grad()
@@ -225,7 +233,7 @@ class ScoreModel(Denoiser):
         return (v.to(dtype) + u) * (2 / self.levels) - 1
 
     def sample(self, n: int, generator: torch.Generator | None = None, count: int = 24, by: str = "ddim") -> Tensor:
-        "n images in 0..1 over `count` levels; by 'ddim', one pass a level, or 'heun' or 'langevin', two (`ValueError`)."
+        "n images in 0..1; by 'ddim', one pass at each of `count` levels, or 'heun' or 'langevin', two."
         if by not in ("ddim", "heun", "langevin"):
             raise ValueError(f"by: expected 'ddim', 'heun' or 'langevin'; got {by!r}")
         p = next(self.net.parameters())
@@ -242,3 +250,24 @@ class ScoreModel(Denoiser):
         sigmas = geometric_levels(self.largest, self.smallest, count)
         density = flow_log_prob(self, self.scaled(v, generator), sigmas, generator)
         return density + v[0].numel() * math.log(2 / self.levels)
+
+# %% ../../nbs/15_score.ipynb #a2a71721
+class WienerScore(ScoreModel):
+    "A score model whose preconditioning knows mean and covariance of the images; call `learn_moments` before `fit`."
+
+    def learn_moments(self, v: Tensor) -> None:
+        "Mean and covariance of integer images [N, *shape], N above the number of pixels."
+        x = self.scaled(v).flatten(1)
+        values, axes = torch.linalg.eigh(torch.cov(x.T))
+        for name, value in [("mean", x.mean(0)), ("values", values.clamp_min(0)), ("axes", axes)]:
+            self.register_buffer(name, value)
+
+    def guess(self, x: Tensor, s: Tensor) -> Tensor:
+        "The posterior mean under a Gaussian with the moments of the images [B, *shape] (Wiener's filter)."
+        kept = self.values / (self.values + s.flatten(1).square())
+        return ((x.flatten(1) - self.mean) @ self.axes * kept @ self.axes.T + self.mean).view_as(x)
+
+    def error(self, s: Tensor) -> Tensor:
+        "Deviation of its error a pixel, as s [B, 1, ...]."
+        kept = self.values / (self.values + s.flatten(1).square())
+        return s * kept.mean(1).sqrt().view_as(s)
