@@ -104,8 +104,7 @@ class Denoiser(nn.Module):
         even: bool = True,  # weigh levels so that each starts with the same loss; else the loss times sigma^2
     ):
         super().__init__()
-        self.net, self.spread, self.even = net, spread, even
-        self.largest, self.smallest = largest, smallest
+        self.net, self.spread, self.even, self.largest, self.smallest = net, spread, even, largest, smallest
 
     def guess(self, x: Tensor, s: Tensor) -> Tensor:
         "The best linear denoiser [B, *shape]; s is [B, 1, ...]."
