@@ -279,3 +279,11 @@ def test_a_silent_network_with_moments_is_the_best_denoiser_of_any_gaussian():
     assert torch.allclose(model.denoised(noisy.view(-1, 1, 4, 4), sigma).flatten(1), best, atol=1e-8)
     left = (C - C @ torch.linalg.inv(C + sigma**2 * torch.eye(16)) @ C).trace() / 16
     assert torch.allclose(model.error(torch.full((1, 1, 1, 1), sigma, dtype=torch.float64)).square().squeeze(), left)
+
+
+@pytest.mark.parametrize("by", ["ddim", "heun", "langevin"])
+def test_a_sample_begins_at_the_largest_noise(by):
+    model, seen = ScoreModel((1, 8, 8), 8, depth=2, largest=7.0), []
+    model.denoised = lambda x, sigma: seen.append((x, sigma)) or torch.zeros_like(x)
+    model.sample(200, torch.Generator().manual_seed(0), 5, by)
+    assert abs(seen[0][0].std() - 7) < 0.2 and abs(seen[0][1] - 7) < 1e-4
