@@ -29,7 +29,7 @@ def pixel_digest(
         raise ValueError(f"image: expected {expected}; got {got}; convert it before it is signed")
     code = _FORMATS[image.dtype]
     head = f"{code} {'x'.join(map(str, image.shape))}\n".encode()
-    return hashlib.sha256(head + image.detach().cpu().contiguous().numpy().astype(code).tobytes()).digest()
+    return hashlib.sha256(head + image.detach().cpu().numpy().astype(code).tobytes()).digest()
 
 # %% ../../nbs/19_signature.ipynb #c22a914b
 def new_key() -> tuple[bytes, bytes]:  # secret, public; 32 bytes each
