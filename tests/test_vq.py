@@ -85,7 +85,7 @@ def test_dead_codes_move_onto_vectors_and_live_ones_stay():
     z = cloud()
     restarted, left = book(z, restart=True), book(z, restart=False)
     for codes in (restarted, left):
-        codes.vectors[2:4] = 1e6
+        codes.vectors[2:4] = codes.total[2:4] = 1e6
         codes.count[2:4] = 1.0
         codes.update(z, codes.nearest(z))
     live = torch.ones(8, dtype=torch.bool)
