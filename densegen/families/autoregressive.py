@@ -163,7 +163,7 @@ def mixture_sample(
     "One pixel from each of B mixtures."
     weight, mean, log_scale, shift = unpack(raw, channels)
     chosen = torch.multinomial(weight.exp(), 1, generator=generator)[:, 0]
-    mean, log_scale, shift = (t[torch.arange(len(raw)), chosen, None].movedim(1, 1) for t in (mean, log_scale, shift))
+    mean, log_scale, shift = (t[torch.arange(len(raw)), chosen][:, None] for t in (mean, log_scale, shift))
     v = torch.zeros(len(raw), channels, dtype=torch.long, device=raw.device)
     for c in range(channels):
         u = torch.rand(len(raw), generator=generator, device=raw.device, dtype=raw.dtype)
@@ -217,6 +217,7 @@ class PixelCNN(PixelDensity):
         c = shape[0]
         super().__init__(TwoStacks(c, components * (1 + 2 * c + c * (c - 1) // 2), width, depth), shape, levels)
 
+    @torch.no_grad()
     def sample(
         self,
         n: int,  # images
@@ -230,14 +231,15 @@ class PixelCNN(PixelDensity):
         if rows and (given is None or given.shape != (n, c, h, w)):
             got = None if given is None else list(given.shape)
             raise ValueError(f"given: expected integers {[n, c, h, w]} to keep {rows} rows of; got {got}")
-        v = torch.zeros(n, c, h, w, dtype=torch.long, device=next(self.parameters()).device)
+        like = next(self.parameters())
+        v = torch.zeros(n, c, h, w, dtype=torch.long, device=like.device)
         v[:, :, :rows] = given[:, :, :rows] if rows else 0
         for i in range(rows, h):
             links = self._row(v, i) if cached else None
             for j in range(w):
                 raw = self._at(v, i, j, links) if cached else self.net(self.scaled(v))[:, :, i, j]
                 v[:, :, i, j] = mixture_sample(raw, c, self.levels, generator)
-        return v.to(raw.dtype) / (self.levels - 1)
+        return v.to(like) / (self.levels - 1)
 
     def _row(self, v: Tensor, i: int) -> list[Tensor]:
         strip = v[:, :, max(0, i - self.net.reach) : i + 1]
