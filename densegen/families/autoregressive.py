@@ -125,7 +125,7 @@ def unpack(
     raw: Tensor,  # [B, K (1 + 2 C + C (C - 1) / 2), ...], of a network
     channels: int,  # C
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "Log-weights [B, K, ...], means and log-scales [B, K, C, ...] for pixels in 0..1, shifts [B, K, C (C - 1) / 2, ...]."
+    "Log-weights [B, K, ...], means and log-scales [B, K, C, ...] of pixels in 0..1, shifts [B, K, C (C - 1) / 2, ...]."
     sizes = [1, channels, channels, channels * (channels - 1) // 2]
     weight, mean, log_scale, shift = raw.unflatten(1, (-1, sum(sizes))).split(sizes, 2)
     return weight[:, :, 0].log_softmax(1), mean + 0.5, log_scale.clamp(-5, 4) - 2, shift
@@ -188,7 +188,7 @@ class PixelDensity(nn.Module):
 
     def scaled(self, v: Tensor) -> Tensor:
         "Integers as numbers in -1..1 of the network's type."
-        return v.to(next(self.net.parameters()).dtype) * (2 / (self.levels - 1)) - 1
+        return v.to(next(self.net.parameters()).dtype) / (self.levels - 1) * 2 - 1
 
     def log_probs(self, v: Tensor) -> Tensor:
         "log p of each pixel given those before it, nats [B, H, W]."
@@ -231,15 +231,14 @@ class PixelCNN(PixelDensity):
         if rows and (given is None or given.shape != (n, c, h, w)):
             got = None if given is None else list(given.shape)
             raise ValueError(f"given: expected integers {[n, c, h, w]} to keep {rows} rows of; got {got}")
-        like = next(self.parameters())
-        v = torch.zeros(n, c, h, w, dtype=torch.long, device=like.device)
+        v = torch.zeros(n, c, h, w, dtype=torch.long, device=next(self.parameters()).device)
         v[:, :, :rows] = given[:, :, :rows] if rows else 0
         for i in range(rows, h):
             links = self._row(v, i) if cached else None
             for j in range(w):
                 raw = self._at(v, i, j, links) if cached else self.net(self.scaled(v))[:, :, i, j]
                 v[:, :, i, j] = mixture_sample(raw, c, self.levels, generator)
-        return v.to(like) / (self.levels - 1)
+        return (self.scaled(v) + 1) / 2
 
     def _row(self, v: Tensor, i: int) -> list[Tensor]:
         strip = v[:, :, max(0, i - self.net.reach) : i + 1]

@@ -57,7 +57,7 @@ class Layer(nn.Module):
 
 # %% ../../nbs/12_transformer.ipynb #8799d1cc
 class SequenceNet(nn.Module):
-    "From symbols to the logits of the next one, at each place; new places may come alone, with a cache of earlier ones."
+    "From symbols to the logits of the next one, at each place; new places may come with a cache of earlier ones."
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class CausalTransformer(nn.Module):
     def log_probs(self, tokens: Tensor, allowed: Tensor | None = None) -> Tensor:
         "log p of each symbol given those before, nats [B, T]; `allowed` is bool [T, V] or [B, T, V]."
         if tokens.shape[1] > self.length:
-            raise ValueError(f"tokens: expected at most {self.length} places; got {tokens.shape[1]}; build a longer model")
+            raise ValueError(f"tokens: expected at most {self.length} places; got {tokens.shape[1]}; raise `length`")
         begin = torch.full_like(tokens[:, :1], self.vocabulary)
         logits = _only(self.net(torch.cat([begin, tokens[:, :-1]], 1))[0], allowed)
         return logits.log_softmax(2).gather(2, tokens[..., None])[..., 0]
@@ -136,8 +136,7 @@ def continued(
     cached: bool = True,  # False computes all places anew for each symbol
 ) -> Tensor:  # integers [n, length]
     "Sequences that begin with the prompt, the rest drawn symbol by symbol."
-    device = model.net.head.weight.device
-    begin = torch.full((len(prompt), 1), model.vocabulary, dtype=torch.long, device=device)
+    begin = torch.full((len(prompt), 1), model.vocabulary, dtype=torch.long, device=model.net.head.weight.device)
     fed, cache = torch.cat([begin, prompt.to(begin)], 1), None
     while fed.shape[1] <= model.length:
         done = 0 if cache is None or not cached else cache[0].shape[3]
