@@ -192,6 +192,14 @@ def test_training_moves_a_gaussian_onto_the_data():
     assert abs(model.generator.at.item()) < 0.25
 
 
+def test_the_schedule_scales_the_steps_of_both():
+    seen, model = [], TwoPlayers(Point(1.0), line(0.5), 1, "non-saturating", 0.0)
+    schedule = lambda done: seen.append(done) or 0.25
+    train_gan(model, torch.zeros(8, 1), steps=1, batch_size=8, lr=0.1, ema=0.5, schedule=schedule)
+    assert seen == [0.0] and abs(model.discriminator.weight.item() - (0.5 - 0.025)) < 1e-3
+    assert abs(model.generator.at.item() - (1 + 0.025)) < 1e-3 or abs(model.generator.at.item() - (1 - 0.025)) < 1e-3
+
+
 def test_training_is_a_function_of_the_seed():
     ends = []
     for seed in (1, 1, 2):

@@ -115,7 +115,7 @@ def train_gan(
     batch_size: int = 64,  # items in a batch
     lr: float = 2e-4,  # learning rate of both
     betas: tuple[float, float] = (0.0, 0.99),  # of Adam
-    turns: int = 1,  # updates of the discriminator for each of the generator
+    schedule: Callable[[float], float] | None = None,  # fraction done -> factor of `lr`, e.g. `cosine()`
     ema: float = 0.99,  # decay of the average of the generator's weights
     seed: int = 0,  # of batches and latents
     watch: Callable[[int, nn.Module], None] | None = None,  # called with the step and the averaged generator
@@ -127,12 +127,12 @@ def train_gan(
                      for net in (model.discriminator, model.generator))
     with forked(seed):
         for step in range(steps):
-            for turn in range(turns):
-                v = batches(step * turns + turn).to(next(model.parameters()).device)
-                losses = model.discriminator_loss(v)
-                _update(first, sum(losses.values()))
+            rate = lr * schedule(step / steps) if schedule else lr
+            v = batches(step).to(next(model.parameters()).device)
+            losses = model.discriminator_loss(v)
+            _update(first, sum(losses.values()), rate)
             losses["generator"] = model.generator_loss(v)
-            _update(second, losses["generator"])
+            _update(second, losses["generator"], rate)
             average.update_parameters(model.generator)
             _keep(curves, losses, step)
             if watch and (step + 1) % every == 0:
@@ -141,9 +141,9 @@ def train_gan(
     return dict(curves)
 
 # %% ../../nbs/13_gan.ipynb #69198960
-def _update(player: torch.optim.Optimizer, loss: Tensor) -> None:
+def _update(player: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
     "One step of one player; the other's weights get no gradient."
-    weights = player.param_groups[0]["params"]
+    weights, player.param_groups[0]["lr"] = player.param_groups[0]["params"], rate
     for weight, gradient in zip(weights, torch.autograd.grad(loss, weights)):
         weight.grad = gradient
     player.step()
