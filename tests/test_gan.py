@@ -188,8 +188,16 @@ def test_generator_loss_reaches_the_generator_alone_in_training():
 def test_training_moves_a_gaussian_onto_the_data():
     torch.manual_seed(0)
     model = TwoPlayers(Point(3.0, noise=1.0), line(0.0), 1, "relativistic", penalty=1.0)
-    train_gan(model, lambda n, g: torch.randn(n, 1, generator=g), steps=600, batch_size=128, lr=2e-2, ema=0.98)
+    train_gan(model, lambda n, g: torch.randn(n, 1, generator=g), steps=250, batch_size=64, lr=4e-2, ema=0.95)
     assert abs(model.generator.at.item()) < 0.25
+
+
+@pytest.mark.parametrize("penalty, after", [(0.0, -0.6), (10.0, -0.4)])
+def test_the_penalty_counts_in_training(penalty, after):
+    "The game makes this slope steeper, a heavy penalty flatter; Adam's first step has the size lr."
+    model = TwoPlayers(Point(1.0), line(-0.5), 1, "non-saturating", penalty)
+    train_gan(model, torch.zeros(8, 1), steps=1, batch_size=8, lr=0.1, ema=0.5)
+    assert abs(model.discriminator.weight.item() - after) < 1e-3
 
 
 def test_the_schedule_scales_the_steps_of_both():
@@ -200,14 +208,26 @@ def test_the_schedule_scales_the_steps_of_both():
     assert abs(model.generator.at.item() - (1 + 0.025)) < 1e-3 or abs(model.generator.at.item() - (1 - 0.025)) < 1e-3
 
 
-def test_training_is_a_function_of_the_seed():
-    ends = []
+@pytest.mark.parametrize("data", ["many images", "one image"])
+def test_training_is_a_function_of_the_seed(data):
+    "Of the batches and of the latents: with one image only the latents can differ."
+    images = torch.randint(0, 256, (64, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    images, ends = images if data == "many images" else images[:1].repeat(64, 1, 1, 1), []
     for seed in (1, 1, 2):
         torch.manual_seed(0)
         model = GAN((1, 8, 8), latents=4, width=2)
-        train_gan(model, torch.randint(0, 256, (64, 1, 8, 8)), steps=3, batch_size=8, seed=seed)
+        torch.manual_seed(len(ends))  # what came before does not matter
+        train_gan(model, images, steps=3, batch_size=8, seed=seed)
         ends.append(model.sample(2, torch.Generator().manual_seed(0)))
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+def test_the_generator_ends_with_its_average():
+    "With a decay of one half the second step of size 0.1 moves the average by half of it."
+    seen, model = [], TwoPlayers(Point(1.0), line(0.5), 1, "non-saturating", 0.0)
+    watch = lambda step, average: seen.append(average.at.item())
+    train_gan(model, torch.zeros(8, 1), steps=2, batch_size=8, lr=0.1, ema=0.5, watch=watch, every=1)
+    assert model.generator.at.item() == seen[1] and 0.03 < abs(seen[1] - seen[0]) < 0.07
 
 
 def test_a_loss_that_is_not_finite_stops():
@@ -232,6 +252,7 @@ def test_images_have_one_shape(dtype):
     v = torch.randint(0, 17, (5, 3, 8, 8), dtype=torch.uint8)
     drawn = model.sample(6, torch.Generator().manual_seed(0))
     assert drawn.shape == (6, 3, 8, 8) and drawn.dtype == dtype and 0 <= drawn.min() and drawn.max() <= 1
+    assert torch.equal(drawn, model.sample(6, torch.Generator().manual_seed(0)))  # whatever the global generator
     x = model.inputs(torch.tensor([[[[0, 8, 16]]]]))
     assert x.flatten().tolist() == [-1, 0, 1] and model.log_prob_is == "none" and not hasattr(model, "log_prob")
     for game in ("saturating", "non-saturating", "relativistic", "wasserstein"):
