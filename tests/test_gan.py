@@ -240,6 +240,7 @@ def test_modes_are_counted():
     assert count_modes(torch.arange(30) % 10, 10) == (10, pytest.approx(0, abs=1e-12))
     found, kl = count_modes(torch.tensor([0, 0, 0, 3]), 4)
     assert found == 2 and abs(kl - (0.75 * math.log(0.75 / 0.25) + 0.25 * math.log(1.0))) < 1e-9
+    assert count_modes(torch.arange(5000) // 4999, 4)[0] == 2  # one drawing is enough
     g = torch.Generator().manual_seed(0)
     fair = [count_modes(torch.randint(100, (400,), generator=g), 100) for _ in range(40)]
     found, kl = torch.tensor(fair).double().mean(0)
