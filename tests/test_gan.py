@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from densegen.families.gan import GAN, TwoPlayers, adversarial, count_modes, slopes, train_gan
+from densegen.families.gan import GAN, TwoPlayers, adversarial, slopes, train_gan
 
 N = 4000
 QUANTILES = (torch.arange(N).double()[:, None] + 0.5) / N
@@ -234,17 +234,6 @@ def test_a_loss_that_is_not_finite_stops():
     model = TwoPlayers(Point(1.0), line(math.nan), 1)
     with pytest.raises(FloatingPointError, match="step 0"):
         train_gan(model, torch.zeros(8, 1), steps=2, batch_size=4)
-
-
-def test_modes_are_counted():
-    assert count_modes(torch.arange(30) % 10, 10) == (10, pytest.approx(0, abs=1e-12))
-    found, kl = count_modes(torch.tensor([0, 0, 0, 3]), 4)
-    assert found == 2 and abs(kl - (0.75 * math.log(0.75 / 0.25) + 0.25 * math.log(1.0))) < 1e-9
-    assert count_modes(torch.arange(5000) // 4999, 4)[0] == 2  # one drawing is enough
-    g = torch.Generator().manual_seed(0)
-    fair = [count_modes(torch.randint(100, (400,), generator=g), 100) for _ in range(40)]
-    found, kl = torch.tensor(fair).double().mean(0)
-    assert abs(found - 100 * (1 - 0.99**400)) < 0.5 and abs(kl - 99 / 800) < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
