@@ -42,7 +42,7 @@ site: $(READY) ## build the book into _site
 	$(BIN)/densegen site
 
 export: $(READY) ## write densegen/*.py and README.md from the notebooks, clean the notebooks
-	find densegen -name '*.py' -not -name __init__.py -delete
+	find densegen -name '*.py' -not -name '__*__.py' -delete
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/densegen readme

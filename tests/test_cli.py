@@ -110,7 +110,7 @@ def test_doctor_names_what_is_missing(shell, monkeypatch):
 
 
 def test_data_check_finds_damage(shell, monkeypatch):
-    monkeypatch.setattr(doctor.library, "check", lambda name: "ok" if name == "mnist" else "expected sha256 1; got 2")
+    monkeypatch.setattr("densegen.workbench.data.check", lambda name: "ok" if name == "mnist" else "expected sha256 1; got 2")
     assert shell("data", "check", "mnist").exit_code == 0
     assert shell("data", "check").exit_code == 1
 
@@ -225,3 +225,35 @@ def test_outside_a_checkout_each_command_says_so(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.app, [name])
     assert result.exit_code == 2 and "settings.ini" in result.output and "Traceback" not in result.output
+
+
+def test_the_command_answers_before_torch_is_there():
+    script = "import sys, densegen.course.cli; print([m for m in ('torch', 'papermill', 'rfc3987_syntax.syntax_helpers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [["-h"], ["--help"], ["score", "-h"]])
+def test_help(words):
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0 and "Usage" in result.output
+
+
+def test_the_package_is_a_command():
+    call = [sys.executable, "-m", "densegen", "--version"]
+    assert subprocess.run(call, capture_output=True, text=True, check=True, cwd=ROOT).stdout == "densegen 0.1.0\n"
+
+
+def test_lab_opens_a_working_copy_and_passes_options_on(shell, root, monkeypatch):  # noqa: F811
+    calls = []
+    monkeypatch.setattr(cli, "_call", lambda *words: calls.append(words))
+    write(root, "index", "1")
+    original = (root / "nbs" / "index.ipynb").read_bytes()
+    assert shell("lab", "--", "--no-browser", "--port", "9999").exit_code == 0
+    assert calls[0][1:] == ("lab", str(root / "_lab" / "index.ipynb"), "--no-browser", "--port", "9999")
+    (root / "_lab" / "index.ipynb").write_text("mine")
+    write(root, "10_new", "1")
+    shell("lab")
+    assert (root / "_lab" / "index.ipynb").read_text() == "mine" and (root / "_lab" / "10_new.ipynb").exists()
+    shell("lab", "--refresh")
+    assert (root / "_lab" / "index.ipynb").read_bytes() == original == (root / "nbs" / "index.ipynb").read_bytes()
+    assert [p.read_text() for p in root.glob("_lab-*/index.ipynb")] == ["mine"]

@@ -12,11 +12,9 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Optional
 
-import torch
 import typer
 
 from .console import console, fail, table_of
-from ..workbench import data as library
 
 # %% ../../nbs/85_doctor.ipynb #65e3e4cc
 data_app = typer.Typer(help="Image sets: what is here, fetch, check.", no_args_is_help=True)
@@ -25,6 +23,8 @@ data_app = typer.Typer(help="Image sets: what is here, fetch, check.", no_args_i
 @data_app.command("list")
 def data_list() -> None:
     "The image sets that the course knows, and where they are on this machine."
+    from densegen.workbench import data as library
+
     table = table_of("", "name", "images", "licence", "found")
     for row in library.datasets():
         table.add_row(row["name"], row["images"], row["licence"], row["found"])
@@ -34,6 +34,8 @@ def data_list() -> None:
 @data_app.command("fetch")
 def data_fetch(names: Annotated[list[str], typer.Argument(help="Sets to download.")]) -> None:
     "Download sets from their official homes and check the hashes."
+    from densegen.workbench import data as library
+
     for name in names:
         try:
             paths = library.fetch(name)
@@ -47,6 +49,8 @@ def data_fetch(names: Annotated[list[str], typer.Argument(help="Sets to download
 @data_app.command("check")
 def data_check(names: Annotated[Optional[list[str]], typer.Argument(help="All sets if none.")] = None) -> None:
     "Compare the files on this machine with the published hashes; exit code 1 if one is damaged."
+    from densegen.workbench import data as library
+
     damaged = False
     for name in names or list(library.SOURCES):
         try:
@@ -73,6 +77,10 @@ def missing_requirements() -> list[str]:  # names of packages
 # %% ../../nbs/85_doctor.ipynb #0a81c9ac
 def doctor() -> None:
     "Versions, device, threads and data; what is missing and how to get it."
+    import torch
+
+    from densegen.workbench import data as library
+
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     facts = {
         "python": platform.python_version(),

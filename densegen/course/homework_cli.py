@@ -13,7 +13,6 @@ from typing import Annotated, Optional
 
 import nbformat
 import typer
-from papermill import execute_notebook
 from rich.progress import MofNCompleteColumn, Progress
 
 from . import gradebook, grading
@@ -102,6 +101,8 @@ def public_checks(
 # %% ../../nbs/96_homework_cli.ipynb #5cc6f86e
 def _executed(path: Path) -> nbformat.NotebookNode:
     "A notebook after papermill; an error in a cell does not stop the next."
+    from papermill import execute_notebook
+
     with tempfile.TemporaryDirectory() as folder:
         notebook = read_notebook(path)
         for cell in notebook.cells:

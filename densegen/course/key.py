@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from .lectures import Lecture
-from ..workbench import data as library
 
 # %% ../../nbs/87_key.ipynb #fb557527
 @functools.cache
@@ -42,6 +41,8 @@ def versions_of(
 # %% ../../nbs/87_key.ipynb #4c732dce
 def _data_files(text: str) -> list[tuple]:
     "Name, size and time of the files of each image set that the text names."
+    from densegen.workbench import data as library
+
     found = []
     for name in library.SOURCES:
         states = [(path.name, path.stat()) for path, _ in library.files_here(name)]

@@ -17,11 +17,12 @@ import secrets
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+if TYPE_CHECKING:  # it takes three seconds; the command line answers sooner
+    import torch
 
 # %% ../../nbs/01_run.ipynb #f876a0df
 class Scale(str, Enum):
@@ -144,7 +145,7 @@ class Run:
     "One execution of one notebook: its scale, seed, device, folder and claims."
     scale: Scale
     seed: int
-    device: torch.device
+    device: "torch.device"
     folder: Path | None = None  # where the runner collects results; `None` when started by hand
     key: str = ""  # the runner's hash of all that decides the result
     claims: list[dict] = field(default_factory=list)
@@ -171,8 +172,10 @@ def current_run() -> Run:
 # %% ../../nbs/01_run.ipynb #2651fedf
 def pick_device(
     name: str = "auto",  # "auto", or anything that `torch.device` takes
-) -> torch.device:
+) -> "torch.device":
     "The device to train on: the named one, or the first accelerator, or the CPU; `ValueError` if it is not here."
+    import torch
+
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
         return accelerator or torch.device("cpu")
@@ -188,6 +191,9 @@ def pick_device(
 
 def seed_everything(seed: int) -> None:
     "Seed the global generators of Python, NumPy and PyTorch."
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -267,7 +273,7 @@ def save_table(
     provenance = {
         "scale": run.scale.value,
         "seed": run.seed,
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {run.device.type}",
         "date": date.today().isoformat(),

@@ -1,0 +1,4 @@
+"""`python -m densegen` is `densegen`."""
+from densegen.course.cli import main
+
+main()
