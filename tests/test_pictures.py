@@ -1,11 +1,21 @@
 "Pictures with a label at each pixel: shapes, colours, and files that are not what they should be."
+import os
 import struct
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
-from densegen.workbench.pictures import CLASSES, SKY, VOID, BadFile, DenseSet, colour_labels, read_image, read_mask
+from densegen.workbench import pictures
+from densegen.workbench.pictures import (
+    CLASSES, SKY, VOID, BadFile, DenseSet, colour_labels, frames_on_disk, read_image, read_mask,
+)
 
 
 def picture(path, size=(24, 16), colour=(90, 100, 110)):
@@ -73,3 +83,80 @@ def test_each_bad_mask_gets_one_sentence(tmp_path, make, message):
     make(path)
     with pytest.raises(BadFile, match=message):
         read_mask(path, (16, 24), {0: 0, 1: 1})
+
+
+# frames on disk
+
+def frame_files(folder, count, size=(4, 6)):
+    "Images and masks whose pixels tell their number."
+    files = [(folder / f"{k}.jpg", folder / f"{k}.png") for k in range(count)]
+    for k, (image, mask) in enumerate(files):
+        Image.fromarray(np.full((*size, 3), k, np.uint8)).save(image, quality=100)
+        Image.fromarray(np.full(size, k % 3, np.uint8)).save(mask)
+    return tuple(zip(*files))
+
+
+def test_frames_on_disk_are_those_of_the_files(tmp_path):
+    images, masks = frame_files(tmp_path, 7)
+    data = frames_on_disk(images, masks, {0: 3, 1: 8}, tmp_path / "kept")
+    assert data.images[:, 0, 0, 0].tolist() == [*range(7)] and data.labels[:, 1, 1].tolist() == [3, 8, VOID, 3, 8, VOID, 3]
+    assert data.anomaly.shape == data.labels.shape and not data.anomaly.any()
+
+
+def test_frames_are_decoded_once_and_again_when_one_changes(tmp_path, monkeypatch):
+    images, masks = frame_files(tmp_path, 3)
+    first = frames_on_disk(images, masks, {0: 0, 1: 1, 2: 2}, tmp_path / "kept")
+    first.images[0] = 99  # a copy in memory
+    monkeypatch.setattr(pictures, "read_mask", None)
+    assert frames_on_disk(images, masks, {0: 0, 1: 1, 2: 2}, tmp_path / "kept").images[0].max() == 0
+    monkeypatch.undo()
+    os.utime(masks[1], (1, 1))
+    assert frames_on_disk(images, masks, {0: 0, 1: 1, 2: 2}, tmp_path / "kept").source != first.source
+    assert frames_on_disk(images, masks, {0: 0, 1: 1, 2: 5}, tmp_path / "kept").labels.max() == 5
+
+
+def test_a_frame_that_does_not_fit_leaves_nothing(tmp_path):
+    images, masks = frame_files(tmp_path, 3)
+    Image.new("RGB", (5, 5)).save(images[2])
+    with pytest.raises(BadFile, match="2.jpg: expected 4 x 6 pixels"):
+        frames_on_disk(images, masks, {0: 0}, tmp_path / "kept")
+    assert not any((tmp_path / "kept").iterdir())
+    with pytest.raises(ValueError):
+        frames_on_disk(images, masks[:2], {0: 0}, tmp_path / "kept")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_a_set_on_disk_is_trained_on_without_being_read_whole(tmp_path):
+    frame_files(tmp_path, 240, (480, 640))
+    script = f"""
+        import re, threading, time
+        from pathlib import Path
+        import torch
+        from densegen.dense.photo_negatives import mixed_crops, noise_pieces
+        from densegen.dense.segmentation import class_weights, train_ladder
+        from densegen.workbench.pictures import frames_on_disk
+        folder = Path(r"{tmp_path}")
+        files = [(folder / f"{{k}}.jpg", folder / f"{{k}}.png") for k in range(240)]
+        own = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+        def work(data, draws):
+            class_weights(data.labels, 3)
+            draw, dice = mixed_crops(data, noise_pieces, (64, 64)), torch.Generator().manual_seed(0)
+            for _ in range(draws):
+                draw(4, dice)
+            train_ladder(data.images, data.labels, 3, steps=3, size=(64, 64))
+        data = frames_on_disk(*zip(*files), {{0: 0, 1: 1, 2: 2}}, folder / "kept")
+        work(data, 1)
+        before, seen, done = own(), [0.0], threading.Event()
+        def watch():
+            while not done.wait(0.005):
+                seen.append(own())
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        work(data, 40)
+        done.set()
+        watcher.join()
+        print(max(seen) - before, data.images.numel() / 2**20)
+    """
+    out = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    grown, size = map(float, out.split()[-2:])
+    assert size > 200 and grown < size / 2

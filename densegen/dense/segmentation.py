@@ -195,11 +195,12 @@ def class_weights(
     gamma: float = 0.5,  # 0: all pixels alike, 1: all classes alike
 ) -> Tensor:  # float32 [classes], mean 1 over the pixels; 0 for a class that does not occur
     "Weights p^-gamma of the cross-entropy, from the share p of each class; `ValueError` where all is void."
-    known = labels[(labels >= 0) & (labels < classes)]
-    if not len(known):
+    counts = torch.zeros(classes, dtype=torch.float64, device=labels.device)
+    for part in labels.split(8):  # of a set that may be larger than memory
+        counts += torch.bincount(part[(part >= 0) & (part < classes)].long(), minlength=classes)
+    if not counts.any():
         raise ValueError(f"labels: expected at least one pixel of a class 0 to {classes - 1}; got void alone")
-    counts = torch.bincount(known.long(), minlength=classes).float()
-    share = counts / counts.sum()
+    share = (counts / counts.sum()).float()
     weights = torch.where(share > 0, share.clamp_min(1e-12) ** -gamma, 0.0)
     return weights / (weights * share).sum()
 
@@ -232,6 +233,14 @@ def adamw(
 
     return make
 
+# %% ../../nbs/51_segmentation.ipynb #5206672b
+def _voided(y: Tensor, classes: int) -> Tensor:
+    "All that is no class is 255; a copy only where something else stands for void."
+    odd = lambda part: (((part < 0) | (part >= classes)) & (part != 255)).any()
+    if y.dtype == torch.uint8 and not any(odd(part) for part in y.split(8)):
+        return y
+    return torch.where((y >= 0) & (y < classes), y, 255).to(torch.uint8)
+
 # %% ../../nbs/51_segmentation.ipynb #3bdb30c2
 def train_ladder(
     images: Tensor,  # uint8 [N, 3, H, W]
@@ -251,8 +260,8 @@ def train_ladder(
 
     model = Ladder(classes, weights=class_weights(labels, classes, gamma), **options)
     model.to(memory_format=torch.channels_last)
-    void = lambda y: torch.where((y >= 0) & (y < classes), y, 255).to(torch.uint8)
-    sets = [(x, void(y), share) for x, y, share in [(images, labels, 1.0), *([rendered] if rendered else [])]]
+    sets = [(images, labels, 1.0), *([rendered] if rendered else [])]
+    sets = [(x, _voided(y, classes), share) for x, y, share in sets]
     phases = [(steps, 8, size, zoom)] + [(whole, 6, tuple(images.shape[2:]), (0.8, 1.6))] * bool(whole)
     for k, (n, batch, crop, spread) in enumerate(phases):
         last, warmup = k == len(phases) - 1, 0.1 if k == 0 else 0.0

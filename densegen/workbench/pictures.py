@@ -4,9 +4,14 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'SKY', 'BUILDING', 'POLE', 'ROAD', 'PAVEMENT', 'TREE', 'SIGN', 'FENCE', 'CAR', 'PEDESTRIAN', 'BICYCLIST',
-           'VOID', 'OUTLIER', 'COLOURS', 'colour_labels', 'DenseSet', 'BadFile', 'read_image', 'read_mask']
+           'VOID', 'OUTLIER', 'COLOURS', 'colour_labels', 'DenseSet', 'BadFile', 'read_image', 'read_mask',
+           'frames_on_disk']
 
 # %% ../../nbs/02_pictures.ipynb #d3abe963
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,3 +115,39 @@ def read_mask(
     if strict and odd:
         raise BadFile(f"{path}: expected the values {sorted({*meaning, VOID})}; got also {sorted(odd)[:5]}")
     return table[mask]
+
+# %% ../../nbs/02_pictures.ipynb #200ea1e2
+def _filled(
+    folder: Path, images: Sequence[Path], masks: Sequence[Path], meaning: dict[int, int], size: tuple[int, int]
+) -> None:
+    shapes = {"images": (len(images), 3, *size), "labels": (len(images), *size)}
+    made = {k: np.lib.format.open_memmap(folder / f"{k}.npy", "w+", np.uint8, shape) for k, shape in shapes.items()}
+    for k, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        pixels = read_image(image)
+        if pixels.shape[:2] != size:
+            raise BadFile(f"{image}: expected {size[0]} x {size[1]} pixels, as the first; got {list(pixels.shape[:2])}")
+        made["images"][k], made["labels"][k] = pixels.transpose(2, 0, 1), read_mask(mask, size, meaning, strict=False)
+    for array in made.values():
+        array.flush()
+
+# %% ../../nbs/02_pictures.ipynb #7549f79a
+def frames_on_disk(
+    images: Sequence[Path],  # of one size
+    masks: Sequence[Path],  # a label map for each image
+    meaning: dict[int, int],  # value in a mask -> class; others are void
+    folder: Path,  # where they are kept, decoded; as much room as the pixels need
+    names: tuple[str, ...] = CLASSES,
+) -> DenseSet:  # tensors that are read from disk where they are looked at; writing changes a copy in memory
+    "Frames of any number as one set, without anomalies; `BadFile` for a file that does not fit."
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*images, *masks)]
+    home = Path(folder) / hashlib.sha256(repr([states, sorted(meaning.items())]).encode()).hexdigest()[:16]
+    if not home.exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix="frames-", dir=home.parent))
+        try:
+            _filled(temporary, images, masks, meaning, read_image(images[0]).shape[:2])
+            temporary.replace(home)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    x, y = (torch.from_numpy(np.load(home / f"{k}.npy", mmap_mode="c")) for k in ("images", "labels"))
+    return DenseSet(x, y, torch.zeros((), dtype=torch.uint8).expand(y.shape), names, str(home))
