@@ -1,40 +1,82 @@
 """The book through Sphinx, from the notebooks as they are: for machines without Quarto. Order and parts come from sidebar.yml."""
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import yaml
 
-NBS = Path(__file__).resolve().parent.parent / "nbs"
+BOOK = Path(__file__).resolve().parent
+NBS = BOOK.parent / "nbs"
+sys.path.insert(0, str(BOOK))
+
+import api  # noqa: E402
+import links  # noqa: E402
+import references  # noqa: E402
+import slim  # noqa: E402
 
 project = "densegen"
 author = copyright = "the densegen authors"
-extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
+extensions = ["myst_nb", "sphinx.ext.mathjax"]
 html_theme = "furo"
 html_title = "densegen"
+html_favicon = "static/favicon.svg"
 html_copy_source = False
 html_show_sphinx = False
-html_static_path = ["static"]
+html_use_index = html_domain_indices = False
+html_static_path = ["static", "live"]
 html_css_files = ["book.css"]
-pygments_style, pygments_dark_style = "friendly", "github-dark"
+html_js_files = [("book.js", {"defer": "defer"})]
+pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 exclude_patterns = ["**.ipynb_checkpoints", "_*", "hw*"]  # homeworks stand there with their solutions
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath", "amsmath", "fieldlist", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 nb_render_markdown_format = "myst"
 nb_merge_streams = True
 suppress_warnings = ["mystnb.unknown_mime_type"]  # what a check of a homework tells the grader
+mathjax_path = "mathjax/tex-chtml.js"
+mathjax3_config = {"options": {"enableMenu": False}}  # assistive MathML stays on
+add_module_names = False
+python_use_unqualified_type_names = True
+nitpicky = True
+nitpick_ignore_regex = [("py:(class|exc)", ".*")]  # types of other packages
+
+MODULES = api.modules()
+METHODS = links.methods(MODULES)
+PLAIN = slim.colourless(pygments_style, pygments_dark_style)
+
+
+def parts() -> list[tuple[str, list[str]]]:
+    "The sidebar: the heading of each part and its pages, without endings."
+    contents = yaml.safe_load((NBS / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
+    found = [part if isinstance(part, dict) else {"section": "", "contents": [part]} for part in contents]
+    return [(p["section"], [re.sub(r"\.(ipynb|md)$", "", page) for page in p["contents"]]) for p in found]
 
 
 def toctrees() -> str:
     "The sidebar as hidden tables of contents, one for each part."
-    contents = yaml.safe_load((NBS / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
-    parts = [part if isinstance(part, dict) else {"section": "", "contents": [part]} for part in contents]
     block = "```{{toctree}}\n:hidden:\n{caption}\n{pages}\n```"
-    pages = [[p.removesuffix(".ipynb") for p in part["contents"] if p != "index.ipynb"] for part in parts]
-    captions = [f":caption: {part['section']}\n" if part["section"] else "" for part in parts]
-    return "\n\n".join(block.format(caption=c, pages="\n".join(p)) for c, p in zip(captions, pages) if p)
+    listed = [(c, [page for page in pages if page != "index"]) for c, pages in parts()]
+    listed[-1][1].extend(["references", "api/index"])
+    captions = [f":caption: {c}\n" if c else "" for c, _ in listed]
+    return "\n\n".join(block.format(caption=c, pages="\n".join(p)) for c, (_, p) in zip(captions, listed) if p)
+
+
+def gather(target: Path) -> None:
+    "All pages in one folder: the notebooks and pages of the course, the package's pages, and the references."
+    shutil.rmtree(target, ignore_errors=True)
+    (target / "api").mkdir(parents=True)
+    for path in NBS.glob("[!_.]*.*"):
+        if path.suffix in (".ipynb", ".md", ".png") and not path.name.startswith("hw"):
+            shutil.copy2(path, target)
+    for module in MODULES:
+        (target / f"{module.page}.md").write_text(api.page(module))
+    (target / "api" / "index.md").write_text(api.overview(MODULES))
+    lectures = [page for _, pages in parts() for page in pages if (NBS / f"{page}.ipynb").exists()]
+    (target / "references.md").write_text(references.page(references.load(NBS, lectures)))
 
 
 def alternative_text(cell: dict) -> str | None:
@@ -43,30 +85,82 @@ def alternative_text(cell: dict) -> str | None:
     return next(filter(None, found), None)
 
 
-def prepare(app, page, source) -> None:
-    "Hide imports and hidden exports behind a click, drop nbdev's directives, give the index its contents."
-    notebook = json.loads(source[0])
-    for cell in notebook["cells"]:
-        text = "".join(cell["source"])
-        directives = re.findall(r"^#\|\s*(\w+)", text, re.M)
-        code = re.sub(r"^#\|.*\n?", "", text, flags=re.M).strip("\n")
-        if cell["cell_type"] != "code":
-            continue
-        cell["source"] = code
-        if alt := alternative_text(cell):
-            cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
-        if not code:
-            cell["metadata"]["tags"] = ["remove-cell"]
-        elif "export" in directives or re.match(r"(import|from) ", code):
-            cell["metadata"]["tags"] = ["hide-input"]
+def fold(cell: dict) -> None:
+    "Hide imports and hidden exports behind a click, drop nbdev's directives, give the picture its text."
+    text = "".join(cell["source"])
+    directives = re.findall(r"^#\|\s*(\w+)", text, re.M)
+    code = cell["source"] = re.sub(r"^#\|.*\n?", "", text, flags=re.M).strip("\n")
+    if alt := alternative_text(cell):
+        cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
+    if not code:
+        cell["metadata"]["tags"] = ["remove-cell"]
+    elif "export" in directives or re.match(r"(import|from) ", code):
+        cell["metadata"]["tags"] = ["hide-input"]
+
+
+def markdown(name: str, source: str) -> dict:
+    "A cell of prose that only the book has."
+    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": source}
+
+
+def heading(notebook: dict, page: str) -> list[str]:
+    "What stands under the title: when the lecture ran, and the page of its module."
+    said = []
     if stamp := notebook["metadata"].get("densegen"):
-        line = f"*Run at scale {stamp['scale']} on {stamp['date']} in {stamp['seconds']} s.*"
-        notebook["cells"].insert(1, {"cell_type": "markdown", "id": "stamp", "metadata": {}, "source": line})
+        said.append(f"*Run at scale {stamp['scale']} on {stamp['date']} in {stamp['seconds']} s.*")
+    for module in MODULES:
+        if module.lecture == page:
+            said.append(f"*Its code as a module: [`{module.name}`]({module.page}.md).*")
+    return said
+
+
+def prepare(app, page, source) -> None:
+    "What the book adds to a notebook: numbers, links, folds, texts of pictures, and the contents on the index."
+    if not source[0].startswith("{"):
+        source[0] = links.link(source[0], {}, METHODS, page) if page in PROSE else source[0]
+        return
+    notebook = json.loads(source[0])
+    meaning = links.known(notebook, page, MODULES)
+    exported = {cell for module in MODULES for _, lecture, cell in module.cells if lecture == page}
+    cells = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            fold(cell)
+            if cell["id"] in exported:
+                cells.append(markdown(f"to-{cell['id']}", f"(cell-{cell['id']})="))
+        elif cell["cell_type"] == "markdown":
+            cell["source"] = links.link("".join(cell["source"]), meaning, METHODS, page)
+        cells.append(cell)
+    if number := re.match(r"\d+(?=_)", page):
+        cells[0]["source"] = re.sub(r"^# ", f"# {number[0]} ", cells[0]["source"], count=1, flags=re.M)
+    if said := heading(notebook, page):
+        cells.insert(1, markdown("stamp", " ".join(said)))
     if page == "index":
-        contents = {"cell_type": "markdown", "id": "contents", "metadata": {}, "source": toctrees()}
-        notebook["cells"].append(contents)
-    source[0] = json.dumps(notebook)
+        cells.append(markdown("contents", toctrees()))
+    source[0] = json.dumps(notebook | {"cells": cells})
+
+
+def finish_page(app, page, template, context, doctree) -> None:
+    if "body" in context:
+        context["body"] = slim.slim(context["body"], PLAIN)
+
+
+def finish_site(app, failure) -> None:
+    if failure is None and app.builder.format == "html":
+        slim.smaller(app.outdir / "_images")
+        slim.mathematics(app.outdir / "_static" / "mathjax")
+        for path in app.outdir.rglob("*.map"):
+            path.unlink()
+
+
+PROSE = {path.stem for path in NBS.glob("*.md")}
 
 
 def setup(app) -> None:
+    if app.doctreedir.is_relative_to(app.outdir):  # what only Sphinx reads does not belong into the site
+        app.doctreedir = app.outdir.parent / f"{app.outdir.name}_doctrees"
+    app.srcdir = app.doctreedir / "sources"
+    gather(app.srcdir)
     app.connect("source-read", prepare)
+    app.connect("html-page-context", finish_page)
+    app.connect("build-finished", finish_site)
