@@ -44,6 +44,17 @@ python_use_unqualified_type_names = True
 nitpicky = True
 nitpick_ignore_regex = [("py:(class|exc)", ".*")]  # types of other packages
 
+# live figures: the page, the heading before which one stands, its script, what is in its picture, and what to do with it
+LIVE = {
+    "30_bijections": (
+        "What a normalizing flow must be", "change",
+        "A bell above, a bent and skewed one below, joined by lines; an interval of each is filled, of equal area.",
+        "Move the interval and bend the map: lengths change, the area does not. Where the lines spread, the density falls."),
+    "21_samplers": (
+        "Slow in high dimension", "particles",
+        "Three round wells twice; 150 blue and 150 orange points that began in the lower left one are spread over them.",
+        "All particles start in one well. Which sampler reaches the others first, and what does each slider change?"),
+}
 MODULES = api.modules()
 METHODS = links.methods(MODULES)
 PLAIN = slim.colourless(pygments_style, pygments_dark_style)
@@ -114,10 +125,20 @@ def heading(notebook: dict, page: str) -> list[str]:
     return said
 
 
+def live(page: str, cells: list[dict]) -> None:
+    "Put the live figure of a page before its heading; until its script has run, a still picture stands there."
+    heading, name, alt, text = LIVE[page]
+    figure = (f'<div class="live" id="live-{name}"><img src="_static/{name}.svg" alt="{alt}" width="640" height="340">'
+              f"<noscript><p>With scripts this picture has sliders.</p></noscript><p>{text}</p></div>")
+    at = next(k for k, c in enumerate(cells) if "".join(c["source"]).startswith(f"## {heading}\n"))
+    cells.insert(at, markdown(f"live-{name}", figure))
+
+
 def prepare(app, page, source) -> None:
     "What the book adds to a notebook: numbers, links, folds, texts of pictures, and the contents on the index."
     if not source[0].startswith("{"):
-        source[0] = links.link(source[0], {}, METHODS, page) if page in PROSE else source[0]
+        if page in PROSE:
+            source[0] = links.link(source[0], links.known({"cells": []}, page, MODULES), METHODS, page)
         return
     notebook = json.loads(source[0])
     meaning = links.known(notebook, page, MODULES)
@@ -135,12 +156,17 @@ def prepare(app, page, source) -> None:
         cells[0]["source"] = re.sub(r"^# ", f"# {number[0]} ", cells[0]["source"], count=1, flags=re.M)
     if said := heading(notebook, page):
         cells.insert(1, markdown("stamp", " ".join(said)))
+    if page in LIVE:
+        live(page, cells)
     if page == "index":
         cells.append(markdown("contents", toctrees()))
     source[0] = json.dumps(notebook | {"cells": cells})
 
 
 def finish_page(app, page, template, context, doctree) -> None:
+    if page in LIVE:
+        for script in ("live.js", f"{LIVE[page][1]}.js"):
+            app.add_js_file(script, loading_method="defer")
     if "body" in context:
         context["body"] = slim.slim(context["body"], PLAIN)
 
