@@ -58,7 +58,7 @@ def modules() -> list[Module]:
 
 def _names(node: ast.stmt) -> list[str]:
     if isinstance(node, ast.Assign):
-        return [t.id for t in node.targets if isinstance(t, ast.Name)]
+        return [t.id for target in node.targets for t in getattr(target, "elts", [target]) if isinstance(t, ast.Name)]
     if isinstance(node, ast.AnnAssign):
         return [node.target.id]
     return [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
@@ -91,9 +91,12 @@ def _each(a: ast.arguments) -> list[ast.arg]:
 
 def _fields(module: Module, function: ast.FunctionDef, returns: bool = True) -> list[str]:
     "The parameters and the result as a list of fields, each with the comment that stands beside it."
-    lines = []
-    for argument in _each(function.args):
-        if comment := module.comments.get(argument.end_lineno):
+    lines, listed = [], [a for a in _each(function.args) if a.arg not in ("self", "cls")]
+    last = {argument.end_lineno: argument for argument in listed}  # a comment is about the last one on its line
+    ended = function.returns.lineno if function.returns else 0
+    for argument in listed:
+        comment = module.comments.get(argument.end_lineno)
+        if comment and last[argument.end_lineno] is argument and argument.end_lineno != ended:
             lines.append(f":param {argument.arg}: {_plain(comment)}")
             if argument.annotation:
                 lines.append(f":type {argument.arg}: {ast.unparse(argument.annotation)}")
@@ -165,3 +168,16 @@ def overview(found: list[Module]) -> str:
                 f"{_plain(ast.get_docstring(m.tree) or '')} |" for m in order if m.name.split(".")[1] == group]
         parts.append("\n".join([f"## densegen.{group}", "", "| module | lecture | |", "|---|---|---|", *rows]))
     return "\n\n".join(parts) + "\n"
+
+
+def contents(module: Module | None, found: list[Module]) -> str:
+    "What stands on the left of a page of the package: the course, the subpackages, and the modules of this one."
+    order = sorted(found, key=lambda m: m.lecture)
+    entry = '<li class="toctree-l1{}"><a class="reference internal" href="{}">{}</a></li>'
+    groups = dict.fromkeys(m.name.split(".")[1] for m in order)
+    parts = [entry.format("", "../index.html", "The course"), entry.format("", "index.html", "The package")]
+    parts += [entry.format("", f"index.html#densegen-{group}", f"densegen.{group}") for group in groups]
+    listed = [m for m in order if module and m.name.split(".")[1] == module.name.split(".")[1]]
+    here = [entry.format(" current current-page" if m is module else "", f"{m.page[4:]}.html", m.name.split(".")[2]) for m in listed]
+    own = f'<p class="caption"><span class="caption-text">{module.name.rsplit(".", 1)[0]}</span></p>' if module else ""
+    return f"<ul>{''.join(parts)}</ul>{own}<ul>{''.join(here)}</ul>"

@@ -167,6 +167,8 @@ def finish_page(app, page, template, context, doctree) -> None:
     if page in LIVE:
         for script in ("live.js", f"{LIVE[page][1]}.js"):
             app.add_js_file(script, loading_method="defer")
+    if page.startswith("api/"):
+        context["furo_navigation_tree"] = api.contents(next((m for m in MODULES if m.page == page), None), MODULES)
     if "body" in context:
         context["body"] = slim.slim(context["body"], PLAIN)
 
@@ -188,5 +190,5 @@ def setup(app) -> None:
     app.srcdir = app.doctreedir / "sources"
     gather(app.srcdir)
     app.connect("source-read", prepare)
-    app.connect("html-page-context", finish_page)
+    app.connect("html-page-context", finish_page, priority=900)  # after the theme
     app.connect("build-finished", finish_site)

@@ -19,12 +19,13 @@ def colourless(*styles: str) -> set[str]:
     for style in map(get_style_by_name, styles):
         own = style.style_for_token(Token.Name)
         plain &= {short for token, short in STANDARD_TYPES.items() if style.style_for_token(token) == own}
-    return plain | {"w", "pre"}
+    return plain | {"w", "o", "pre"}  # space, operators, and Sphinx's own
 
 
 def slim(body: str, plain: set[str]) -> str:
     "The page with fewer spans; code and tables can be scrolled by keyboard, pictures load when they come into sight."
-    body = SPAN.sub(lambda m: m[2] if m[1] in plain else m[0], body)
+    for _ in range(2):  # spans may lie in spans
+        body = SPAN.sub(lambda m: m[2] if m[1] in plain else m[0], body)
     body = body.replace("<pre><span></span>", "<pre>").replace("<pre>", '<pre tabindex="0">')
     body = TABLE.sub(r'<div tabindex="0" class="\1"', body)
     body = re.sub(r'(_images/[\w.-]+)\.png"', r'\1.webp"', body)
@@ -38,8 +39,8 @@ def smaller(folder: Path) -> None:
         with Image.open(path) as image:
             image = image.convert("RGBA")
             image.save(target, lossless=True, method=2)
-            if target.stat().st_size > 60_000:
-                image.save(target, quality=92, method=4)
+            if target.stat().st_size > 40_000:
+                image.save(target, quality=90, method=4)
         path.unlink()
 
 
