@@ -1,4 +1,5 @@
 """The book through Sphinx, from the notebooks as they are: for machines without Quarto. Order and parts come from sidebar.yml."""
+import ast
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ html_theme = "furo"
 html_title = "densegen"
 html_favicon = "static/favicon.svg"
 html_copy_source = False
+html_search_scorer = str(BOOK / "static" / "scorer.js")
 html_show_sphinx = False
 html_use_index = html_domain_indices = False
 html_static_path = ["static", "live"]
@@ -45,16 +47,17 @@ nitpicky = True
 nitpick_ignore_regex = [("py:(class|exc)", ".*")]  # types of other packages
 
 # live figures: the page, the heading before which one stands, its script, what is in its picture, and what to do with it
-LIVE = {
-    "30_bijections": (
-        "What a normalizing flow must be", "change",
-        "A bell above, a bent and skewed one below, joined by lines; an interval of each is filled, of equal area.",
-        "Move the interval and bend the map: lengths change, the area does not. Where the lines spread, the density falls."),
-    "21_samplers": (
-        "Slow in high dimension", "particles",
-        "Three round wells twice; 150 blue and 150 orange points that began in the lower left one are spread over them.",
-        "All particles start in one well. Which sampler reaches the others first, and what does each slider change?"),
-}
+LIVE = [
+    ("30_bijections", "What a normalizing flow must be", "change",
+     "A bell above, a bent and skewed one below, joined by lines; an interval of each is filled, of equal area.",
+     "Move the interval and bend the map: lengths change, the area does not. Where the lines spread, the density falls."),
+    ("30_bijections", "A first flow learns", "forces",
+     "Points too close to zero under a bell; beside it the loss over the scale, the sum of a rising and a falling curve.",
+     "Find the scale at which the two arrows are equally long. What is the mean of z² there, for each spread of the data?"),
+    ("21_samplers", "Slow in high dimension", "particles",
+     "Three round wells twice; 150 blue and 150 orange points that began in the lower left one are spread over them.",
+     "All particles start in one well. Which sampler reaches the others first, and what does each slider change?"),
+]
 MODULES = api.modules()
 METHODS = links.methods(MODULES)
 PLAIN = slim.colourless(pygments_style, pygments_dark_style)
@@ -90,19 +93,39 @@ def gather(target: Path) -> None:
     (target / "references.md").write_text(references.page(references.load(NBS, lectures)))
 
 
-def alternative_text(cell: dict) -> str | None:
-    "What `caption` put into the metadata of a cell's picture."
-    found = [o.get("metadata", {}).get("image/png", {}).get("alt") for o in cell["outputs"]]
-    return next(filter(None, found), None)
+def alternative_text(cell: dict, before: str) -> str | None:
+    "What a picture shows: as `caption` stored it, else as the code says it, else the first sentence of the prose above."
+    images = [(o, kind) for o in cell["outputs"] for kind in o.get("data", {}) if kind.startswith("image/")]
+    told = [o.get("metadata", {}).get(kind, {}).get("alt") for o, kind in images]
+    return next(filter(None, [*told, said_in_code("".join(cell["source"])), first_sentence(before)]), None) if images else None
 
 
-def fold(cell: dict) -> None:
+def said_in_code(source: str) -> str | None:
+    "The `alt` of a call, by keyword or as the last of several texts."
+    try:
+        calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    except SyntaxError:  # a line for the shell
+        return None
+    given = [k.value for call in calls for k in call.keywords if k.arg == "alt"]
+    given += [call.args[2] for call in calls if ast.unparse(call.func) in ("show_picture", "contact", "sheet") and len(call.args) > 2]
+    texts = ["".join(n.value for n in ast.walk(value) if isinstance(n, ast.Constant) and isinstance(n.value, str)) for value in given]
+    return next(filter(None, texts), None)
+
+
+def first_sentence(prose: str) -> str | None:
+    "In plain text, without heading."
+    plain = re.sub(r"^#.*$|[*`$]|\]\([^)]*\)|\[", "", prose, flags=re.M).strip()
+    return re.split(r"(?<=[.?!])\s", plain)[0].replace("\n", " ") if plain else None
+
+
+def fold(cell: dict, before: str) -> None:
     "Hide imports and hidden exports behind a click, drop nbdev's directives, give the picture its text."
     text = "".join(cell["source"])
     directives = re.findall(r"^#\|\s*(\w+)", text, re.M)
-    code = cell["source"] = re.sub(r"^#\|.*\n?", "", text, flags=re.M).strip("\n")
-    if alt := alternative_text(cell):
+    code = re.sub(r"^#\|.*\n?", "", text, flags=re.M).strip("\n")
+    if alt := alternative_text(cell, before):
         cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
+    cell["source"] = code
     if not code:
         cell["metadata"]["tags"] = ["remove-cell"]
     elif "export" in directives or re.match(r"(import|from) ", code):
@@ -126,12 +149,12 @@ def heading(notebook: dict, page: str) -> list[str]:
 
 
 def live(page: str, cells: list[dict]) -> None:
-    "Put the live figure of a page before its heading; until its script has run, a still picture stands there."
-    heading, name, alt, text = LIVE[page]
-    figure = (f'<div class="live" id="live-{name}"><img src="_static/{name}.svg" alt="{alt}" width="640" height="340">'
-              f"<noscript><p>With scripts this picture has sliders.</p></noscript><p>{text}</p></div>")
-    at = next(k for k, c in enumerate(cells) if "".join(c["source"]).startswith(f"## {heading}\n"))
-    cells.insert(at, markdown(f"live-{name}", figure))
+    "Put the live figures of a page before their headings; until its script has run, a still picture stands there."
+    for _, heading, name, alt, text in (one for one in LIVE if one[0] == page):
+        figure = (f'<div class="live" id="live-{name}"><img src="_static/{name}.svg" alt="{alt}" width="640" height="340">'
+                  f"<noscript><p>With scripts this picture has sliders.</p></noscript><p>{text}</p></div>")
+        at = next(k for k, c in enumerate(cells) if "".join(c["source"]).startswith(f"## {heading}\n"))
+        cells.insert(at, markdown(f"live-{name}", figure))
 
 
 def prepare(app, page, source) -> None:
@@ -143,30 +166,30 @@ def prepare(app, page, source) -> None:
     notebook = json.loads(source[0])
     meaning = links.known(notebook, page, MODULES)
     exported = {cell for module in MODULES for _, lecture, cell in module.cells if lecture == page}
-    cells = []
+    cells, before = [], ""
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            fold(cell)
+            fold(cell, before)
             if cell["id"] in exported:
                 cells.append(markdown(f"to-{cell['id']}", f"(cell-{cell['id']})="))
         elif cell["cell_type"] == "markdown":
-            cell["source"] = links.link("".join(cell["source"]), meaning, METHODS, page)
+            before = "".join(cell["source"])
+            cell["source"] = links.link(before, meaning, METHODS, page)
         cells.append(cell)
     if number := re.match(r"\d+(?=_)", page):
         cells[0]["source"] = re.sub(r"^# ", f"# {number[0]} ", cells[0]["source"], count=1, flags=re.M)
     if said := heading(notebook, page):
         cells.insert(1, markdown("stamp", " ".join(said)))
-    if page in LIVE:
-        live(page, cells)
+    live(page, cells)
     if page == "index":
         cells.append(markdown("contents", toctrees()))
     source[0] = json.dumps(notebook | {"cells": cells})
 
 
 def finish_page(app, page, template, context, doctree) -> None:
-    if page in LIVE:
-        for script in ("live.js", f"{LIVE[page][1]}.js"):
-            app.add_js_file(script, loading_method="defer")
+    here = [name for at, _, name, _, _ in LIVE if at == page]
+    for script in ["live", *here] if here else []:
+        app.add_js_file(f"{script}.js", loading_method="defer")
     if page.startswith("api/"):
         context["furo_navigation_tree"] = api.contents(next((m for m in MODULES if m.page == page), None), MODULES)
     if "body" in context:

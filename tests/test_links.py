@@ -183,7 +183,7 @@ needs_node = pytest.mark.skipif(NODE is None, reason="no node on PATH: the scrip
 
 def script(code):
     "What an expression in JavaScript gives, through JSON; `at` holds the exports of the book's scripts."
-    names = ["live/live.js", "live/change.js", "live/particles.js", "static/book.js"]
+    names = ["live/live.js", "live/change.js", "live/forces.js", "live/particles.js", "static/book.js"]
     requires = ", ".join(f"...require({json.dumps(str(ROOT / 'book' / name))})" for name in names)
     done = subprocess.run([NODE, "-e", f"const at = {{{requires}}}; console.log(JSON.stringify({code}))"],
                           capture_output=True, text=True, timeout=60)
@@ -238,7 +238,7 @@ def test_live_particles_move_as_the_samplers_of_the_package():
 def test_live_hmc_finds_the_spread_of_its_temperature(heat):
     code = """((heat) => { const s = at.startOf(3, 400), v = {step: 0.05, heat, leaps: 8};
               for (let k = 0; k < 300; k++) at.stepOf(s, v); return s.right; })(%s)"""
-    x = torch.tensor(script(code % heat)).double()
+    x = torch.tensor(script(code % heat), dtype=torch.float64)
     side = torch.linspace(-6, 6, 241).double()
     grid = torch.cartesian_prod(side, side)
     weights = torch.softmax(-energy(grid) / heat, 0)
@@ -251,7 +251,7 @@ def test_live_hmc_finds_the_spread_of_its_temperature(heat):
 def test_still_pictures_are_those_of_the_scripts(tmp_path):
     shutil.copytree(ROOT / "book" / "live", tmp_path / "live")
     subprocess.run([NODE, tmp_path / "live" / "static.js"], check=True, timeout=60)
-    for name in ("change", "particles"):
+    for name in ("change", "forces", "particles"):
         made, kept = ((folder / f"{name}.svg").read_text() for folder in (tmp_path / "live", ROOT / "book" / "live"))
         number = re.compile(r"-?\d+(?:\.\d+)?")
         assert number.sub("0", made) == number.sub("0", kept)
@@ -259,7 +259,7 @@ def test_still_pictures_are_those_of_the_scripts(tmp_path):
 
 
 def test_live_figures_have_their_place():
-    for page, (heading, name, alt, text) in conf.LIVE.items():
+    for page, heading, name, alt, text in conf.LIVE:
         cells = json.loads((ROOT / "nbs" / f"{page}.ipynb").read_text())["cells"]
         conf.live(page, cells)
         (figure,) = [c["source"] for c in cells if c["id"] == f"live-{name}"]
@@ -267,6 +267,21 @@ def test_live_figures_have_their_place():
         for script_name in ("live.js", f"{name}.js"):
             source = (ROOT / "book" / "live" / script_name).read_text()
             assert len(source.splitlines()) < 150 and not re.search(r"^\s*(import|export)\b|fetch\(", source, re.M)
+
+
+@needs_node
+@pytest.mark.parametrize("s, spread", [(-1, 1.5), (0.3, 0.7)])
+def test_live_forces_are_the_loss_of_a_flow_and_its_slope(s, spread):
+    from densegen.flows.bijections import Affine, Flow, StandardNormal
+
+    x = spread * torch.tensor(script("at.NUMBERS"), dtype=torch.float64)[:, None]
+    got = script(f"at.lossOf({{s: {s}, spread: {spread}}})")
+    flow = Flow(Affine(1, log_scale=-s), StandardNormal(1)).double()
+    assert got["prior"] + got["volume"] == pytest.approx(-flow.log_prob(x).mean().item(), rel=1e-5)
+    at = torch.tensor(float(s), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad((0.5 * (x * at.exp()).square()).mean() - at, at)
+    assert got["pull"] + got["push"] == pytest.approx(slope.item(), rel=1e-9)
+    assert script(f"at.lossOf({{s: {-math.log(spread)}, spread: {spread}}}).pull") == pytest.approx(1)  # balance
 
 
 @needs_node
