@@ -166,7 +166,7 @@ def prepare(app, page, source) -> None:
     notebook = json.loads(source[0])
     meaning = links.known(notebook, page, MODULES)
     exported = {cell for module in MODULES for _, lecture, cell in module.cells if lecture == page}
-    cells, before = [], ""
+    cells, before, told = [], "", False
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             fold(cell, before)
@@ -175,6 +175,9 @@ def prepare(app, page, source) -> None:
         elif cell["cell_type"] == "markdown":
             before = "".join(cell["source"])
             cell["source"] = links.link(before, meaning, METHODS, page)
+            if not told:
+                cell["source"] = links.outline(cell["source"])
+                told = "](outline.md)" in cell["source"]
         cells.append(cell)
     if number := re.match(r"\d+(?=_)", page):
         cells[0]["source"] = re.sub(r"^# ", f"# {number[0]} ", cells[0]["source"], count=1, flags=re.M)

@@ -64,6 +64,15 @@ def link(text: str, meaning: dict[str, str], methods: dict[str, set[str]], here:
     return "\n".join(lines)
 
 
+def outline(text: str) -> str:
+    "The same Markdown, where the first mention of the deck leads to the page that says what it is."
+    free = re.compile(rf"(?P<skip>^#[^\n]*|{LINK.pattern}|`[^`\n]+`|^```.*?^```)|(?P<deck>\b[Tt]he deck\b)", re.M | re.S)
+    for found in free.finditer(text):
+        if found["deck"]:
+            return f"{text[: found.start()]}[{found['deck']}](outline.md){text[found.end() :]}"
+    return text
+
+
 def _link(span: str, meaning: dict[str, str], methods: dict[str, set[str]], here: str, seen: set[str]) -> str:
     stem = span.removesuffix(".ipynb")
     if stem in STEMS:

@@ -48,6 +48,15 @@ def test_all_else_stays_as_it_is(text):
     assert linked(text) == text
 
 
+@pytest.mark.parametrize("text, expected", [
+    ("# The deck\nSo the deck, and the deck.", "# The deck\nSo [the deck](outline.md), and the deck."),
+    ("[the deck](x.md) `the deck`\n```\nthe deck\n```", "[the deck](x.md) `the deck`\n```\nthe deck\n```"),
+    ("The deckchair", "The deckchair"),
+])
+def test_the_first_mention_of_the_deck_leads_to_its_outline(text, expected):
+    assert links.outline(text) == expected
+
+
 def test_everyday_words_mean_something_only_where_they_are_imported():
     notebook = {"cells": [{"cell_type": "code", "source": "from densegen.workbench.training import (\n    fit, cosine)"}]}
     meaning = links.known(notebook, "31_coupling", conf.MODULES)
