@@ -45,7 +45,7 @@ def read(path: Path) -> Module:
     cells = [(n, *found.groups()) for n, line in lines if (found := CELL.match(line))]
     tree = ast.parse(text)
     listed = _all(tree)
-    public = {name: node for node in tree.body for name in _names(node) if name in listed}
+    public = {name: node for node in tree.body for name in names_of(node) if name in listed}
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     return Module(name, tree, comments, cells, public)
 
@@ -56,7 +56,8 @@ def modules() -> list[Module]:
     return [module for module in found if module.public and module.cells]
 
 
-def _names(node: ast.stmt) -> list[str]:
+def names_of(node: ast.stmt) -> list[str]:
+    "What a statement defines."
     if isinstance(node, ast.Assign):
         return [t.id for target in node.targets for t in getattr(target, "elts", [target]) if isinstance(t, ast.Name)]
     if isinstance(node, ast.AnnAssign):
@@ -65,7 +66,7 @@ def _names(node: ast.stmt) -> list[str]:
 
 
 def _all(tree: ast.Module) -> list[str]:
-    listed = next(node.value for node in tree.body if "__all__" in _names(node))
+    listed = next(node.value for node in tree.body if "__all__" in names_of(node))
     return ast.literal_eval(listed)
 
 
@@ -126,7 +127,7 @@ def _function(module: Module, node: ast.FunctionDef, extra: list[str], kind: str
 
 def _class(module: Module, node: ast.ClassDef, extra: list[str]) -> str:
     first = next((n for n in node.body if getattr(n, "name", "") == "__init__"), None)
-    attributes = [n for n in node.body if isinstance(n, (ast.AnnAssign, ast.Assign)) and "".join(_names(n))[:1].isalpha()]
+    attributes = [n for n in node.body if isinstance(n, (ast.AnnAssign, ast.Assign)) and "".join(names_of(n))[:1].isalpha()]
     data = [n for n in attributes if isinstance(n, ast.AnnAssign)]
     made = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
     plain = ", ".join(n.target.id + (f"={ast.unparse(n.value)}" if n.value else "") for n in data)
@@ -135,7 +136,7 @@ def _class(module: Module, node: ast.ClassDef, extra: list[str]) -> str:
     body = [_plain(ast.get_docstring(node) or ""), "", *extra, *bases, *(_fields(module, first, False) if first else []), ""]
     for n in attributes:
         options = {"type": ast.unparse(n.annotation)} if isinstance(n, ast.AnnAssign) else {}
-        body.append(_directive("attribute", _names(n)[0], [_plain(module.comments.get(n.end_lineno, ""))], options, 4))
+        body.append(_directive("attribute", names_of(n)[0], [_plain(module.comments.get(n.end_lineno, ""))], options, 4))
     methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"]
     body += [_function(module, n, [], "method") for n in methods]
     return _directive("class", title, body, {}, 5)

@@ -118,18 +118,57 @@ def first_sentence(prose: str) -> str | None:
     return re.split(r"(?<=[.?!])\s", plain)[0].replace("\n", " ") if plain else None
 
 
-def fold(cell: dict, before: str) -> None:
-    "Hide imports and hidden exports behind a click, drop nbdev's directives, give the picture its text."
+IMPORTS = re.compile(r"(import|from) ")
+
+
+def fold(cell: dict, before: str, number: str) -> int:
+    "Fold imports and hidden exports under a line that says what they are; give the figure its text and its number."
     text = "".join(cell["source"])
     directives = re.findall(r"^#\|\s*(\w+)", text, re.M)
     code = re.sub(r"^#\|.*\n?", "", text, flags=re.M).strip("\n")
+    settings = cell["metadata"]["mystnb"] = {}
     if alt := alternative_text(cell, before):
-        cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
+        settings["image"] = {"alt": alt}
     cell["source"] = code
     if not code:
         cell["metadata"]["tags"] = ["remove-cell"]
-    elif "export" in directives or re.match(r"(import|from) ", code):
+    elif "export" in directives or IMPORTS.match(code):
         cell["metadata"]["tags"] = ["hide-input"]
+        said = "Imports" if IMPORTS.match(code) else f"Code of {defined(code)}"
+        settings |= {"code_prompt_show": said, "code_prompt_hide": said}
+    return outputs(cell, number)
+
+
+def defined(code: str) -> str:
+    "What a cell of the package defines."
+    names = [name for node in ast.parse(code).body for name in api.names_of(node)]
+    return ", ".join(names) or "this step"
+
+
+def outputs(cell: dict, number: str) -> int:
+    "Number the caption under a picture, and show numbers of NumPy as numbers; how many figures there were."
+    seen, figures = False, 0
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        seen |= any(kind.startswith("image/") for kind in data)
+        told = "".join(data.get("text/markdown", ""))
+        if seen and told.startswith("*"):
+            data["text/markdown"], seen, figures = f"**Figure {number}** {told}", False, figures + 1
+        if "text/plain" in data:
+            data["text/plain"] = re.sub(r"np\.(?:float|int|bool|str)\d*_?\(([^()]*)\)|np\.(True|False)_", r"\1\2", "".join(data["text/plain"]))
+    return figures
+
+
+def joined(cells: list[dict]) -> list[dict]:
+    "Folded imports that follow one another as one cell."
+    found = []
+    for cell in cells:
+        both = [c["metadata"].get("mystnb", {}).get("code_prompt_show") for c in (cell, *found[-1:])]
+        if both == ["Imports", "Imports"]:
+            found[-1]["source"] += "\n\n" + cell["source"]
+        else:
+            found.append(cell)
+    return found
 
 
 def markdown(name: str, source: str) -> dict:
@@ -166,11 +205,12 @@ def prepare(app, page, source) -> None:
     notebook = json.loads(source[0])
     meaning = links.known(notebook, page, MODULES)
     exported = {cell for module in MODULES for _, lecture, cell in module.cells if lecture == page}
-    cells, before, told = [], "", False
+    number = re.match(r"(\d+)(?=_)|", page)[0]
+    cells, before, told, figures = [], "", False, 1
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            fold(cell, before)
-            if cell["id"] in exported:
+            figures += fold(cell, before, f"{number}.{figures}".lstrip("."))
+            if cell["id"] in exported and not IMPORTS.match(cell["source"]):
                 cells.append(markdown(f"to-{cell['id']}", f"(cell-{cell['id']})="))
         elif cell["cell_type"] == "markdown":
             before = "".join(cell["source"])
@@ -179,14 +219,14 @@ def prepare(app, page, source) -> None:
                 cell["source"] = links.outline(cell["source"])
                 told = "](outline.md)" in cell["source"]
         cells.append(cell)
-    if number := re.match(r"\d+(?=_)", page):
-        cells[0]["source"] = re.sub(r"^# ", f"# {number[0]} ", cells[0]["source"], count=1, flags=re.M)
+    if number:
+        cells[0]["source"] = re.sub(r"^# ", f"# {number} ", cells[0]["source"], count=1, flags=re.M)
     if said := heading(notebook, page):
         cells.insert(1, markdown("stamp", " ".join(said)))
     live(page, cells)
     if page == "index":
         cells.append(markdown("contents", toctrees()))
-    source[0] = json.dumps(notebook | {"cells": cells})
+    source[0] = json.dumps(notebook | {"cells": joined(cells)})
 
 
 def finish_page(app, page, template, context, doctree) -> None:

@@ -10,7 +10,6 @@ from pygments.styles import get_style_by_name
 from pygments.token import STANDARD_TYPES, Token
 
 SPAN = re.compile(r'<span class="(\w+)">([^<]*)</span>')
-TABLE = re.compile(r'<div class="(output text_html|table-wrapper [^"]*)"')
 
 
 def colourless(*styles: str) -> set[str]:
@@ -23,11 +22,10 @@ def colourless(*styles: str) -> set[str]:
 
 
 def slim(body: str, plain: set[str]) -> str:
-    "The page with fewer spans; code and tables can be scrolled by keyboard, pictures load when they come into sight."
+    "The page with fewer spans; its code can be scrolled by keyboard, pictures load when they come into sight."
     for _ in range(2):  # spans may lie in spans
         body = SPAN.sub(lambda m: m[2] if m[1] in plain else m[0], body)
     body = re.sub(r"<pre(?=[ >])", '<pre tabindex="0"', body.replace("<pre><span></span>", "<pre>"))
-    body = TABLE.sub(r'<div tabindex="0" class="\1"', body)
     body = re.sub(r'(_images/[\w.-]+)\.png"', r'\1.webp"', body)
     return body.replace("<img ", '<img loading="lazy" ')
 

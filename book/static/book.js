@@ -33,8 +33,15 @@ function unfold() {
   if (target) target.querySelectorAll("details").forEach((part) => (part.open = true));
 }
 
+// a table or formula that is wider than its place can be scrolled by keyboard, too; code always can
+function reachable() {
+  for (const wide of document.querySelectorAll("article table, article mjx-container[display]"))
+    if (wide.scrollWidth > wide.clientWidth + 1) wide.tabIndex = 0;
+}
+
 if (typeof document !== "undefined") {
   unfold();
+  window.addEventListener("load", () => setTimeout(reachable, 1000));
   window.addEventListener("hashchange", unfold);
   const here = document.querySelector(".sidebar-tree .current-page");
   const list = document.querySelector(".sidebar-scroll");
