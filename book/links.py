@@ -7,7 +7,7 @@ from api import Module
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 STEMS = {path.stem for path in NBS.glob("[!_.]*.ipynb")}
-SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+SPAN = re.compile(rf"(?<!`)`([^`\n]+)`(?!`)|(?<![\w/`])({'|'.join(sorted(STEMS, key=len, reverse=True))})(?![\w`]|\.\w)")
 CALL = re.compile(r"([A-Za-z_]\w*)(?:\.(\w+))?(?:\(.*\))?")
 LINK = re.compile(r"!?\[[^\]]*\](?:\([^)\s]*\)|\[[^\]]*\])")
 IMPORT = re.compile(r"^from densegen\.([\w.]+) import \(?([\w, \n]+)\)?", re.M)
@@ -58,6 +58,8 @@ def link(text: str, meaning: dict[str, str], methods: dict[str, set[str]], here:
         def answer(m, taken=taken):
             if any(a <= m.start() and m.end() <= b for a, b in taken):
                 return m[0]
+            if m[2]:
+                return m[2] if m[2] in (here, "index") else f"[{m[2]}]({m[2]}.ipynb)"
             return _link(m[1], meaning, methods, here, seen)
 
         lines.append(SPAN.sub(answer, line))

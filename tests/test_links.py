@@ -33,6 +33,7 @@ def linked(text, meaning=HMC, here="20_energy"):
     ("see `31_coupling`", "see [`31_coupling`](31_coupling.ipynb)"),
     ("| `31_coupling`, `33_glow` |", "| [`31_coupling`](31_coupling.ipynb), [`33_glow`](33_glow.ipynb) |"),
     ("`HMC(step=0.1)` rolls, `HMC` again", "{py:obj}`HMC(step=0.1) <densegen.energy.samplers.HMC>` rolls, `HMC` again"),
+    ("as 33_glow derives (31_coupling).", "as [33_glow](33_glow.ipynb) derives ([31_coupling](31_coupling.ipynb))."),
     ("`HMC.step`", "{py:obj}`HMC.step <densegen.energy.samplers.HMC.step>`"),
 ])
 def test_names_become_links(text, expected):
@@ -42,7 +43,7 @@ def test_names_become_links(text, expected):
 @pytest.mark.parametrize("text", [
     "[`31_coupling`](31_coupling.ipynb)", "![`HMC`](a.png)", "[about `HMC` and more](https://x.org)",  # links already
     "## `HMC` rolls", "```\n`HMC`\n```", "~~~\n`31_coupling`\n~~~", "````\n```\n`HMC`\n```\n````",  # headings, code
-    "`20_energy`", "`99_nothing`", "`hw1_energy`", "`HMC.nothing`", "`x.HMC`", "``HMC``", "HMC and 31_coupling",
+    "`20_energy`", "`99_nothing`", "`hw1_energy`", "`HMC.nothing`", "`x.HMC`", "``HMC``", "results/31_coupling.json", "`densegen run 31_coupling`", "HMC, 31_couplings",
 ])
 def test_all_else_stays_as_it_is(text):
     assert linked(text) == text

@@ -35,7 +35,7 @@ function unfold() {
 
 // a table or formula that is wider than its place can be scrolled by keyboard, too; code always can
 function reachable() {
-  for (const wide of document.querySelectorAll("article table, article mjx-container[display]"))
+  for (const wide of document.querySelectorAll("article table, article .table-wrapper, article mjx-container[display]"))
     if (wide.scrollWidth > wide.clientWidth + 1) wide.tabIndex = 0;
 }
 
