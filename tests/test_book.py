@@ -240,10 +240,12 @@ def columns(width):
     em = 17.6 if width >= 97 * 16 else 16
     middle = [int(w) for at, w in rules if width >= 16 * int(at or 0)][-1] * em
     listed = width / 2 - (middle / 2 + 3 * em if width > 82 * 16 else 18.5 * em)
+    if width <= 48 * 16:
+        middle = width - 15 if "@media (max-width: 48em) { .content { width: 100%; } }" in css else middle
     return middle, max(15 * em, listed) * (width > 63 * 16) + 15 * em * (width > 82 * 16)
 
 
-@pytest.mark.parametrize("width", [*range(1009, 1920, 7), 820 + 200, 1312, 1313, 1366, 1440, 1551, 1552])
+@pytest.mark.parametrize("width", [390, 768, 820, 1008, *range(1009, 1920, 50), 1312, 1313, 1366, 1440, 1551, 1552])
 def test_nothing_makes_the_page_scroll_sideways(width):
     "Columns of the theme: at least 15em for the list from 63em on, 15em for the headings from 82em on; a scroll bar takes 15 px."
     middle, sides = columns(width)
