@@ -164,7 +164,7 @@ def joined(cells: list[dict]) -> list[dict]:
     found = []
     for cell in cells:
         both = [c["metadata"].get("mystnb", {}).get("code_prompt_show") for c in (cell, *found[-1:])]
-        if both == ["Imports", "Imports"]:
+        if both == ["Imports", "Imports"] and not (cell["outputs"] or found[-1]["outputs"]):
             found[-1]["source"] += "\n\n" + cell["source"]
         else:
             found.append(cell)
