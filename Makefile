@@ -58,4 +58,4 @@ bench: $(READY) ## time flows, samplers and metrics beside their peers and limit
 	$(BIN)/python tests/benchmarks/metrics.py
 
 clean: ## remove the environment and everything that was computed
-	rm -rf $(VENV) _runs _site jupyter_execute _book _proc _docs *.egg-info .pytest_cache
+	rm -rf $(VENV) _runs _site _site_doctrees jupyter_execute _book _proc _docs *.egg-info .pytest_cache

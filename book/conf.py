@@ -1,72 +1,260 @@
 """The book through Sphinx, from the notebooks as they are: for machines without Quarto. Order and parts come from sidebar.yml."""
+import ast
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import yaml
 
-NBS = Path(__file__).resolve().parent.parent / "nbs"
+BOOK = Path(__file__).resolve().parent
+NBS = BOOK.parent / "nbs"
+sys.path.insert(0, str(BOOK))
+
+import api  # noqa: E402
+import links  # noqa: E402
+import references  # noqa: E402
+import slim  # noqa: E402
 
 project = "densegen"
 author = copyright = "the densegen authors"
-extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
+extensions = ["myst_nb", "sphinx.ext.mathjax"]
 html_theme = "furo"
 html_title = "densegen"
+html_favicon = "static/favicon.svg"
 html_copy_source = False
+html_search_scorer = str(BOOK / "static" / "scorer.js")
 html_show_sphinx = False
-html_static_path = ["static"]
+html_use_index = html_domain_indices = False
+html_static_path = ["static", "live"]
 html_css_files = ["book.css"]
-pygments_style, pygments_dark_style = "friendly", "github-dark"
+html_js_files = [("book.js", {"defer": "defer"})]
+pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 exclude_patterns = ["**.ipynb_checkpoints", "_*", "hw*"]  # homeworks stand there with their solutions
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath", "amsmath", "fieldlist", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 nb_render_markdown_format = "myst"
 nb_merge_streams = True
 suppress_warnings = ["mystnb.unknown_mime_type"]  # what a check of a homework tells the grader
+mathjax_path = "mathjax/tex-chtml.js"
+mathjax3_config = {"options": {"enableMenu": False}}  # assistive MathML stays on
+add_module_names = False
+python_use_unqualified_type_names = True
+nitpicky = True
+nitpick_ignore_regex = [("py:(class|exc)", ".*")]  # types of other packages
+
+# live figures: the page, the heading before which one stands, its script, what is in its picture, and what to do with it
+LIVE = [
+    ("30_bijections", "What a normalizing flow must be", "change",
+     "A bell above, a bent and skewed one below, joined by lines; an interval of each is filled, of equal area.",
+     "Move the interval and bend the map: lengths change, the area does not. Where the lines spread, the density falls."),
+    ("30_bijections", "A first flow learns", "forces",
+     "Points too close to zero under a bell; beside it the loss over the scale, the sum of a rising and a falling curve.",
+     "Find the scale at which the two arrows are equally long. What is the mean of z² there, for each spread of the data?"),
+    ("21_samplers", "Slow in high dimension", "particles",
+     "Three round wells twice; 150 blue and 150 orange points that began in the lower left one are spread over them.",
+     "All particles start in one well. Which sampler reaches the others first, and what does each slider change?"),
+]
+MODULES = api.modules()
+METHODS = links.methods(MODULES)
+PLAIN = slim.colourless(pygments_style, pygments_dark_style)
+
+
+def parts() -> list[tuple[str, list[str]]]:
+    "The sidebar: the heading of each part and its pages, without endings."
+    contents = yaml.safe_load((NBS / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
+    found = [part if isinstance(part, dict) else {"section": "", "contents": [part]} for part in contents]
+    return [(p["section"], [re.sub(r"\.(ipynb|md)$", "", page) for page in p["contents"]]) for p in found]
 
 
 def toctrees() -> str:
     "The sidebar as hidden tables of contents, one for each part."
-    contents = yaml.safe_load((NBS / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
-    parts = [part if isinstance(part, dict) else {"section": "", "contents": [part]} for part in contents]
     block = "```{{toctree}}\n:hidden:\n{caption}\n{pages}\n```"
-    pages = [[p.removesuffix(".ipynb") for p in part["contents"] if p != "index.ipynb"] for part in parts]
-    captions = [f":caption: {part['section']}\n" if part["section"] else "" for part in parts]
-    return "\n\n".join(block.format(caption=c, pages="\n".join(p)) for c, p in zip(captions, pages) if p)
+    listed = [(c, [page for page in pages if page != "index"]) for c, pages in parts()]
+    listed[-1][1].extend(["references", "api/index"])
+    captions = [f":caption: {c}\n" if c else "" for c, _ in listed]
+    return "\n\n".join(block.format(caption=c, pages="\n".join(p)) for c, (_, p) in zip(captions, listed) if p)
 
 
-def alternative_text(cell: dict) -> str | None:
-    "What `caption` put into the metadata of a cell's picture."
-    found = [o.get("metadata", {}).get("image/png", {}).get("alt") for o in cell["outputs"]]
-    return next(filter(None, found), None)
+def gather(target: Path) -> None:
+    "All pages in one folder: the notebooks and pages of the course, the package's pages, and the references."
+    shutil.rmtree(target, ignore_errors=True)
+    (target / "api").mkdir(parents=True)
+    for path in NBS.glob("[!_.]*.*"):
+        if path.suffix in (".ipynb", ".md", ".png") and not path.name.startswith("hw"):
+            shutil.copy2(path, target)
+    for module in MODULES:
+        (target / f"{module.page}.md").write_text(api.page(module))
+    (target / "api" / "index.md").write_text(api.overview(MODULES))
+    lectures = [page for _, pages in parts() for page in pages if (NBS / f"{page}.ipynb").exists()]
+    (target / "references.md").write_text(references.page(references.load(NBS, lectures)))
+
+
+def alternative_text(cell: dict, before: str) -> str | None:
+    "What a picture shows: as `caption` stored it, else as the code says it, else the first sentence of the prose above."
+    images = [(o, kind) for o in cell["outputs"] for kind in o.get("data", {}) if kind.startswith("image/")]
+    told = [o.get("metadata", {}).get(kind, {}).get("alt") for o, kind in images]
+    return next(filter(None, [*told, said_in_code("".join(cell["source"])), first_sentence(before)]), None) if images else None
+
+
+def said_in_code(source: str) -> str | None:
+    "The `alt` of a call, by keyword or as the last of several texts."
+    try:
+        calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    except SyntaxError:  # a line for the shell
+        return None
+    given = [k.value for call in calls for k in call.keywords if k.arg == "alt"]
+    given += [call.args[2] for call in calls if ast.unparse(call.func) in ("show_picture", "contact", "sheet") and len(call.args) > 2]
+    texts = ["".join(n.value for n in ast.walk(value) if isinstance(n, ast.Constant) and isinstance(n.value, str)) for value in given]
+    return next(filter(None, texts), None)
+
+
+def first_sentence(prose: str) -> str | None:
+    "In plain text, without heading."
+    plain = re.sub(r"^#.*$|[*`$]|\]\([^)]*\)|\[", "", prose, flags=re.M).strip()
+    return re.split(r"(?<=[.?!])\s", plain)[0].replace("\n", " ") if plain else None
+
+
+IMPORTS = re.compile(r"(import|from) ")
+
+
+def fold(cell: dict, before: str, number: str) -> int:
+    "Fold imports and hidden exports under a line that says what they are; give the figure its text and its number."
+    text = "".join(cell["source"])
+    directives = re.findall(r"^#\|\s*(\w+)", text, re.M)
+    code = re.sub(r"^#\|.*\n?", "", text, flags=re.M).strip("\n")
+    settings = cell["metadata"]["mystnb"] = {}
+    if alt := alternative_text(cell, before):
+        settings["image"] = {"alt": alt}
+    cell["source"] = code
+    if not code:
+        cell["metadata"]["tags"] = ["remove-cell"]
+    elif "export" in directives or IMPORTS.match(code):
+        cell["metadata"]["tags"] = ["hide-input"]
+        said = "Imports" if IMPORTS.match(code) else f"Code of {defined(code)}"
+        settings |= {"code_prompt_show": said, "code_prompt_hide": said}
+    return outputs(cell, number)
+
+
+def defined(code: str) -> str:
+    "What a cell of the package defines."
+    names = [name for node in ast.parse(code).body for name in api.names_of(node)]
+    return ", ".join(names) or "this step"
+
+
+def outputs(cell: dict, number: str) -> int:
+    "Number the caption under a picture, and show numbers of NumPy as numbers; how many figures there were."
+    seen, figures = False, 0
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        seen |= any(kind.startswith("image/") for kind in data)
+        told = "".join(data.get("text/markdown", ""))
+        if seen and told.startswith("*"):
+            data["text/markdown"], seen, figures = f"**Figure {number}** {told}", False, figures + 1
+        if "text/plain" in data:
+            data["text/plain"] = re.sub(r"np\.(?:float|int|bool|str)\d*_?\(([^()]*)\)|np\.(True|False)_", r"\1\2", "".join(data["text/plain"]))
+    return figures
+
+
+def joined(cells: list[dict]) -> list[dict]:
+    "Folded imports that follow one another as one cell."
+    found = []
+    for cell in cells:
+        both = [c["metadata"].get("mystnb", {}).get("code_prompt_show") for c in (cell, *found[-1:])]
+        if both == ["Imports", "Imports"] and not (cell["outputs"] or found[-1]["outputs"]):
+            found[-1]["source"] += "\n\n" + cell["source"]
+        else:
+            found.append(cell)
+    return found
+
+
+def markdown(name: str, source: str) -> dict:
+    "A cell of prose that only the book has."
+    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": source}
+
+
+def heading(notebook: dict, page: str) -> list[str]:
+    "What stands under the title: when the lecture ran, and the page of its module."
+    said = []
+    if stamp := notebook["metadata"].get("densegen"):
+        said.append(f"*Run at scale {stamp['scale']} on {stamp['date']} in {stamp['seconds']} s.*")
+    for module in MODULES:
+        if module.lecture == page:
+            said.append(f"*Its code as a module: [`{module.name}`]({module.page}.md).*")
+    return said
+
+
+def live(page: str, cells: list[dict]) -> None:
+    "Put the live figures of a page before their headings; until its script has run, a still picture stands there."
+    for _, heading, name, alt, text in (one for one in LIVE if one[0] == page):
+        figure = (f'<div class="live" id="live-{name}"><img src="_static/{name}.svg" alt="{alt}" width="640" height="340">'
+                  f"<noscript><p>With scripts this picture has sliders.</p></noscript><p>{text}</p></div>")
+        at = next(k for k, c in enumerate(cells) if "".join(c["source"]).startswith(f"## {heading}\n"))
+        cells.insert(at, markdown(f"live-{name}", figure))
 
 
 def prepare(app, page, source) -> None:
-    "Hide imports and hidden exports behind a click, drop nbdev's directives, give the index its contents."
+    "What the book adds to a notebook: numbers, links, folds, texts of pictures, and the contents on the index."
+    if not source[0].startswith("{"):
+        if page in PROSE:
+            source[0] = links.link(source[0], links.known({"cells": []}, page, MODULES), METHODS, page)
+        return
     notebook = json.loads(source[0])
+    meaning = links.known(notebook, page, MODULES)
+    exported = {cell for module in MODULES for _, lecture, cell in module.cells if lecture == page}
+    number = re.match(r"(\d+)(?=_)|", page)[0]
+    cells, before, told, figures = [], "", False, 1
     for cell in notebook["cells"]:
-        text = "".join(cell["source"])
-        directives = re.findall(r"^#\|\s*(\w+)", text, re.M)
-        code = re.sub(r"^#\|.*\n?", "", text, flags=re.M).strip("\n")
-        if cell["cell_type"] != "code":
-            continue
-        cell["source"] = code
-        if alt := alternative_text(cell):
-            cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
-        if not code:
-            cell["metadata"]["tags"] = ["remove-cell"]
-        elif "export" in directives or re.match(r"(import|from) ", code):
-            cell["metadata"]["tags"] = ["hide-input"]
-    if stamp := notebook["metadata"].get("densegen"):
-        line = f"*Run at scale {stamp['scale']} on {stamp['date']} in {stamp['seconds']} s.*"
-        notebook["cells"].insert(1, {"cell_type": "markdown", "id": "stamp", "metadata": {}, "source": line})
+        if cell["cell_type"] == "code":
+            figures += fold(cell, before, f"{number}.{figures}".lstrip("."))
+            if cell["id"] in exported and not IMPORTS.match(cell["source"]):
+                cells.append(markdown(f"to-{cell['id']}", f"(cell-{cell['id']})="))
+        elif cell["cell_type"] == "markdown":
+            before = "".join(cell["source"])
+            cell["source"] = links.link(before, meaning, METHODS, page)
+            if not told:
+                cell["source"] = links.outline(cell["source"])
+                told = "](outline.md)" in cell["source"]
+        cells.append(cell)
+    if number:
+        cells[0]["source"] = re.sub(r"^# ", f"# {number} ", cells[0]["source"], count=1, flags=re.M)
+    if said := heading(notebook, page):
+        cells.insert(1, markdown("stamp", " ".join(said)))
+    live(page, cells)
     if page == "index":
-        contents = {"cell_type": "markdown", "id": "contents", "metadata": {}, "source": toctrees()}
-        notebook["cells"].append(contents)
-    source[0] = json.dumps(notebook)
+        cells.append(markdown("contents", toctrees()))
+    source[0] = json.dumps(notebook | {"cells": joined(cells)})
+
+
+def finish_page(app, page, template, context, doctree) -> None:
+    here = [name for at, _, name, _, _ in LIVE if at == page]
+    for script in ["live", *here] if here else []:
+        app.add_js_file(f"{script}.js", loading_method="defer")
+    if page.startswith("api/"):
+        context["furo_navigation_tree"] = api.contents(next((m for m in MODULES if m.page == page), None), MODULES)
+    if "body" in context:
+        context["body"] = slim.slim(context["body"], PLAIN)
+
+
+def finish_site(app, failure) -> None:
+    if failure is None and app.builder.format == "html":
+        slim.smaller(app.outdir / "_images")
+        slim.mathematics(app.outdir / "_static" / "mathjax")
+        for path in app.outdir.rglob("*.map"):
+            path.unlink()
+
+
+PROSE = {path.stem for path in NBS.glob("*.md")}
 
 
 def setup(app) -> None:
+    if app.doctreedir.is_relative_to(app.outdir):  # what only Sphinx reads does not belong into the site
+        app.doctreedir = app.outdir.parent / f"{app.outdir.name}_doctrees"
+    app.srcdir = app.doctreedir / "sources"
+    gather(app.srcdir)
     app.connect("source-read", prepare)
+    app.connect("html-page-context", finish_page, priority=900)  # after the theme
+    app.connect("build-finished", finish_site)

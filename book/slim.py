@@ -1,0 +1,53 @@
+"""What a reader's browser does not need is left out: spans without a colour, pixels stored wastefully, unused mathematics."""
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+from PIL import Image
+from pygments.styles import get_style_by_name
+from pygments.token import STANDARD_TYPES, Token
+
+SPAN = re.compile(r'<span class="(\w+)">([^<]*)</span>')
+
+
+def colourless(*styles: str) -> set[str]:
+    "Short names of the tokens that look like plain text in all of the styles."
+    plain = set(STANDARD_TYPES.values()) - {""}
+    for style in map(get_style_by_name, styles):
+        own = style.style_for_token(Token.Name)
+        plain &= {short for token, short in STANDARD_TYPES.items() if style.style_for_token(token) == own}
+    return plain | {"w", "o", "pre"}  # space, operators, and Sphinx's own
+
+
+def slim(body: str, plain: set[str]) -> str:
+    "The page with fewer spans; its code can be scrolled by keyboard, pictures load when they come into sight."
+    for _ in range(2):  # spans may lie in spans
+        body = SPAN.sub(lambda m: m[2] if m[1] in plain else m[0], body)
+    body = re.sub(r"<pre(?=[ >])", '<pre tabindex="0"', body.replace("<pre><span></span>", "<pre>"))
+    body = re.sub(r'(_images/[\w.-]+)\.png"', r'\1.webp"', body)
+    return body.replace("<img ", '<img loading="lazy" ')
+
+
+def smaller(folder: Path) -> None:
+    "Each PNG of a folder as WebP: without loss, or with one that nobody sees where that is much smaller."
+    for path in sorted(folder.glob("*.png")):
+        target = path.with_suffix(".webp")
+        with Image.open(path) as image:
+            image = image.convert("RGBA")
+            image.save(target, lossless=True, method=2)
+            if target.stat().st_size > 40_000:
+                image.save(target, quality=90, method=4)
+        path.unlink()
+
+
+def mathematics(target: Path) -> None:
+    "MathJax from its package: one script, its fonts, and the extensions that it may ask for; no menus, no speech."
+    package = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
+    wanted = [package / "tex-chtml.js", *package.glob("output/chtml/fonts/woff-v2/*"), *package.glob("input/tex/extensions/*.js")]
+    for path in wanted:
+        if path.stem != "all-packages":
+            copy = target / path.relative_to(package)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)

@@ -1,0 +1,333 @@
+"""What the book makes on its own: links of names, pages of the package, references, colours, and live figures."""
+import ast
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from pygments.styles import get_style_by_name
+
+sys.path.insert(0, str(ROOT / "book"))
+import api  # noqa: E402
+import conf  # noqa: E402
+import links  # noqa: E402
+import references  # noqa: E402
+import slim  # noqa: E402
+
+HMC = {"HMC": "densegen.energy.samplers"}
+METHODS = {"densegen.energy.samplers.HMC": {"step"}}
+
+
+def linked(text, meaning=HMC, here="20_energy"):
+    return links.link(text, meaning, METHODS, here)
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("see `31_coupling`", "see [`31_coupling`](31_coupling.ipynb)"),
+    ("| `31_coupling`, `33_glow` |", "| [`31_coupling`](31_coupling.ipynb), [`33_glow`](33_glow.ipynb) |"),
+    ("`HMC(step=0.1)` rolls, `HMC` again", "{py:obj}`HMC(step=0.1) <densegen.energy.samplers.HMC>` rolls, `HMC` again"),
+    ("as 33_glow derives (31_coupling).", "as [33_glow](33_glow.ipynb) derives ([31_coupling](31_coupling.ipynb))."),
+    ("`HMC.step`", "{py:obj}`HMC.step <densegen.energy.samplers.HMC.step>`"),
+])
+def test_names_become_links(text, expected):
+    assert linked(text) == expected
+
+
+@pytest.mark.parametrize("text", [
+    "[`31_coupling`](31_coupling.ipynb)", "![`HMC`](a.png)", "[about `HMC` and more](https://x.org)",  # links already
+    "## `HMC` rolls", "```\n`HMC`\n```", "~~~\n`31_coupling`\n~~~", "````\n```\n`HMC`\n```\n````",  # headings, code
+    "`20_energy`", "`99_nothing`", "`hw1_energy`", "`HMC.nothing`", "`x.HMC`", "``HMC``", "results/31_coupling.json", "`densegen run 31_coupling`", "HMC, 31_couplings",
+])
+def test_all_else_stays_as_it_is(text):
+    assert linked(text) == text
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("# The deck\nSo the deck, and the deck.", "# The deck\nSo [the deck](outline.md), and the deck."),
+    ("[the deck](x.md) `the deck`\n```\nthe deck\n```", "[the deck](x.md) `the deck`\n```\nthe deck\n```"),
+    ("The deckchair", "The deckchair"),
+])
+def test_the_first_mention_of_the_deck_leads_to_its_outline(text, expected):
+    assert links.outline(text) == expected
+
+
+def test_everyday_words_mean_something_only_where_they_are_imported():
+    notebook = {"cells": [{"cell_type": "code", "source": "from densegen.workbench.training import (\n    fit, cosine)"}]}
+    meaning = links.known(notebook, "31_coupling", conf.MODULES)
+    assert meaning["fit"] == meaning["cosine"] == "densegen.workbench.training"
+    assert meaning["RealNVP"] == meaning["Shift"] == "densegen.flows.coupling"  # born here
+    assert "report" not in meaning and "effective_sample_size" in meaning
+    twice = [name for name, homes in links.names(conf.MODULES).items() if len(homes) > 1]
+    assert not any(name in links.known({"cells": []}, "00_notation", conf.MODULES) for name in twice)
+
+
+MODULE = '''"""What `a` says."""
+
+# %% auto #0
+__all__ = ['add', 'Thing']
+
+# %% ../../nbs/20_energy.ipynb #aaaa1111
+def add(
+    x: int,  # the first, *left*
+    *, y: float = 1.0,  # the second
+) -> float:  # their sum
+    "Add."
+    return x + y
+
+# %% ../../nbs/20_energy.ipynb #bbbb2222
+def _private():
+    pass
+
+
+class Thing(dict):
+    "One."
+    size: int  # of it
+
+    def __init__(self, n: int):  # how many
+        pass
+
+    @property
+    def half(self) -> float:
+        "Of it."
+
+    def double(self, by: int = 2) -> int:  # more
+        "Twice."
+'''
+
+
+def test_page_of_a_module(tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "ROOT", tmp_path)
+    path = tmp_path / "densegen" / "part" / "a.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(MODULE)
+    module = api.read(path)
+    page = api.page(module)
+    assert module.page == "api/part-a" and module.lecture == "20_energy"
+    for line in ("{py:function} add(x, *, y=1.0)", ":param x: the first, \\*left\\*", ":type y: float", ":returns: their sum",
+                 ":rtype: float", "{py:class} Thing(n)", ":param n: how many", "{py:property} half", "{py:attribute} size",
+                 "{py:method} double(by=2)", "of it", "(#cell-aaaa1111)", "(#cell-bbbb2222)"):
+        assert line in page, line
+    assert "_private" not in page and "self" not in page and ":param by" not in page and ":returns: more" in page
+
+
+def test_every_exported_name_has_its_place():
+    pages = {module.name: api.page(module) for module in conf.MODULES}
+    syms = ast.literal_eval((ROOT / "densegen" / "_modidx.py").read_text().split("d = ", 1)[1])["syms"]
+    for module in conf.MODULES:
+        listed = next(n.value for n in module.tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")
+        for name in ast.literal_eval(listed):
+            assert re.search(rf"\{{py:\w+\}} {name}\b", pages[module.name]), f"{module.name}.{name}"
+    assert {m for m in syms if syms[m]} - set(pages) == set()
+
+
+def test_references_are_collected_once():
+    one = "## References\n\n- A. Bee, [*A Title: of words*](https://arxiv.org/abs/1234.5678v2), X 2020. C. Dee, E. Eff, *Other*, Y 1999."
+    two = "# References\n\n- Bee, *Another spelling* ([arXiv:1234.5678](https://arxiv.org/abs/1234.5678)); Gee et al., *Third* ([doi](https://doi.org/1)).\n- Dee, *Other*."
+    cells = lambda text: {"cells": [{"cell_type": "markdown", "source": text}]}
+    found = references.collect({"10_a": cells(one), "20_b": cells(two)})
+    assert [lectures for _, lectures in found.values()] == [["10_a", "20_b"], ["10_a", "20_b"], ["20_b"]]
+    assert [references.author(work) for work, _ in found.values()] == ["bee", "dee", "gee"]
+    page = references.page({"10_a": cells(one), "20_b": cells(two)})
+    assert "All 3 works" in page and page.index("## B") < page.index("## D") < page.index("## G")
+
+
+def test_the_course_cites_each_work_once_and_with_an_address():
+    lectures = [page for _, pages in conf.parts() for page in pages if (ROOT / "nbs" / f"{page}.ipynb").exists()]
+    found = references.collect(references.load(ROOT / "nbs", lectures))
+    assert len(found) > 200
+    bare = [work for work, _ in found.values() if not references.ADDRESS.search(work)]
+    assert len(bare) < 0.1 * len(found), bare
+    titles = [references.title(work) for work, _ in found.values()]
+    assert len(set(titles)) == len(titles), {t for t in titles if titles.count(t) > 1}
+
+
+def test_fewer_spans_the_same_text():
+    body = '<div class="highlight"><pre><span></span><span class="n">x</span> <span class="k">if</span></pre></div>'
+    body += '<img alt="a" src="../_images/a.b.png"/><span class="math">x</span>'
+    out = slim.slim(body, {"n"})
+    bare = lambda html: re.sub(r"<[^>]*>", "", html)
+    assert bare(out) == bare(body) and '<span class="n">' not in out and '<span class="k">if</span>' in out
+    assert '<pre tabindex="0">x' in out and "_images/a.b.webp" in out and '<span class="math">x</span>' in out
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one, two):
+    dark, light = sorted(map(luminance, (one, two)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("name", [conf.pygments_style, conf.pygments_dark_style])
+def test_code_can_be_read(name):
+    "WCAG AA asks for 4.5 : 1."
+    style = get_style_by_name(name)
+    ground = style.background_color.lstrip("#")
+    ratios = {str(token): contrast(s["color"], s["bgcolor"] or ground) for token, s in style if s["color"]}
+    assert min(ratios.values()) >= 4.5, min(ratios, key=ratios.get)
+    assert contrast("ffffff", "000000") == pytest.approx(21)
+    for token in ("Token.Literal.Number", "Token.Comment", "Token.Error", "Token.Name"):
+        assert token in ratios
+
+
+def test_citation_and_package_are_of_one_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    settings = (ROOT / "settings.ini").read_text()
+    assert f"\nversion = {citation['version']}\n" in settings
+    assert f"version = {{{citation['version']}}}" in (ROOT / "nbs" / "citing.md").read_text()
+
+
+NODE = shutil.which("node")
+needs_node = pytest.mark.skipif(NODE is None, reason="no node on PATH: the scripts of the live figures are not run")
+
+
+def script(code):
+    "What an expression in JavaScript gives, through JSON; `at` holds the exports of the book's scripts."
+    names = ["live/live.js", "live/change.js", "live/forces.js", "live/particles.js", "static/book.js"]
+    requires = ", ".join(f"...require({json.dumps(str(ROOT / 'book' / name))})" for name in names)
+    done = subprocess.run([NODE, "-e", f"const at = {{{requires}}}; console.log(JSON.stringify({code}))"],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_node
+@pytest.mark.parametrize("skew, tails", [(0.4, 1.2), (-1, 0.5), (0, 1), (1, 1.6)])
+def test_live_change_of_variables(skew, tails):
+    x = np.linspace(-3, 3, 13)
+    values = {"skew": skew, "tails": tails, "centre": 0.5, "width": 1.5}
+    got = script(f"((m) => ({json.dumps(x.tolist())}.map((x) => [at.forwardOf(x, m), at.inverseOf(at.forwardOf(x, m), m), "
+                 f"at.density(x, m)])))({json.dumps(values)})")
+    t = torch.tensor(x, requires_grad=True)
+    z = torch.sinh((torch.asinh(t) - skew) / tails)
+    (slope,) = torch.autograd.grad(z.sum(), t)
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(z).exp() * slope
+    np.testing.assert_allclose(np.array(got).T, [z.detach(), x, expected.detach()], rtol=1e-9, atol=1e-12)
+    measured = script(f"at.measured({json.dumps(values)})")
+    exact = 0.5 * (math.erf(1.25 / math.sqrt(2)) - math.erf(-0.25 / math.sqrt(2)))
+    assert measured["inLatent"] == pytest.approx(exact, abs=1e-6) and measured["inData"] == pytest.approx(exact, abs=1e-4)
+
+
+WELLS, WIDTH = torch.tensor([[-1.6, -0.8], [1.6, -0.8], [0, 1.6]], dtype=torch.float64), 0.55
+
+
+def energy(x):
+    return -torch.logsumexp(-(x[:, None] - WELLS).square().sum(-1) / (2 * WIDTH**2), 1)
+
+
+@needs_node
+def test_live_particles_move_as_the_samplers_of_the_package():
+    from densegen.energy.samplers import leapfrog, value_and_gradient
+
+    x, r = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(0)).double()
+    value, slope = value_and_gradient(energy, x)
+    points, momenta = json.dumps(x.tolist()), json.dumps(r.tolist())
+    got = script(f"{points}.map((x) => at.energyOf(x))")
+    np.testing.assert_allclose([g["value"] for g in got], value, rtol=1e-9)
+    np.testing.assert_allclose([g["slope"] for g in got], slope, rtol=1e-9, atol=1e-12)
+    end, momentum, _, _ = leapfrog(energy, x, r, slope, 0.2, 7)
+    got = script(f"{points}.map((x, k) => at.leapfrogOf(x, {momenta}[k], 0.2, 7))")
+    np.testing.assert_allclose([g["x"] for g in got], end, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose([g["r"] for g in got], momentum, rtol=1e-8, atol=1e-10)
+    got = script(f"{points}.map((x, k) => at.langevin(x, {{step: 0.03, heat: 0.5}}, {momenta}[k]))")
+    np.testing.assert_allclose(got, x - 0.03 * slope + math.sqrt(2 * 0.03 * 0.5) * r, rtol=1e-9)
+
+
+@needs_node
+@pytest.mark.parametrize("heat", [1, 2])
+def test_live_hmc_finds_the_spread_of_its_temperature(heat):
+    code = """((heat) => { const s = at.startOf(3, 400), v = {step: 0.05, heat, leaps: 8};
+              for (let k = 0; k < 300; k++) at.stepOf(s, v); return s.right; })(%s)"""
+    x = torch.tensor(script(code % heat), dtype=torch.float64)
+    side = torch.linspace(-6, 6, 241).double()
+    grid = torch.cartesian_prod(side, side)
+    weights = torch.softmax(-energy(grid) / heat, 0)
+    expected, spread = (weights * energy(grid)).sum(), (weights * energy(grid).square()).sum()
+    error = ((spread - expected**2) / len(x)).sqrt()
+    assert abs(energy(x).mean() - expected) < 4 * error
+
+
+@needs_node
+def test_still_pictures_are_those_of_the_scripts(tmp_path):
+    shutil.copytree(ROOT / "book" / "live", tmp_path / "live")
+    subprocess.run([NODE, tmp_path / "live" / "static.js"], check=True, timeout=60)
+    for name in ("change", "forces", "particles"):
+        made, kept = ((folder / f"{name}.svg").read_text() for folder in (tmp_path / "live", ROOT / "book" / "live"))
+        number = re.compile(r"-?\d+(?:\.\d+)?")
+        assert number.sub("0", made) == number.sub("0", kept)
+        np.testing.assert_allclose(*[np.array(number.findall(t), float) for t in (made, kept)], atol=0.11)
+
+
+def test_live_figures_have_their_place():
+    for page, heading, name, alt, text in conf.LIVE:
+        cells = json.loads((ROOT / "nbs" / f"{page}.ipynb").read_text())["cells"]
+        conf.live(page, cells)
+        (figure,) = [c["source"] for c in cells if c["id"] == f"live-{name}"]
+        assert f'id="live-{name}"' in figure and f'alt="{alt}"' in figure and "<noscript>" in figure
+        for script_name in ("live.js", f"{name}.js"):
+            source = (ROOT / "book" / "live" / script_name).read_text()
+            assert len(source.splitlines()) < 150 and not re.search(r"^\s*(import|export)\b|fetch\(", source, re.M)
+
+
+@needs_node
+@pytest.mark.parametrize("s, spread", [(-1, 1.5), (0.3, 0.7)])
+def test_live_forces_are_the_loss_of_a_flow_and_its_slope(s, spread):
+    from densegen.flows.bijections import Affine, Flow, StandardNormal
+
+    x = spread * torch.tensor(script("at.NUMBERS"), dtype=torch.float64)[:, None]
+    got = script(f"at.lossOf({{s: {s}, spread: {spread}}})")
+    flow = Flow(Affine(1, log_scale=-s), StandardNormal(1)).double()
+    assert got["prior"] + got["volume"] == pytest.approx(-flow.log_prob(x).mean().item(), rel=1e-5)
+    at = torch.tensor(float(s), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad((0.5 * (x * at.exp()).square()).mean() - at, at)
+    assert got["pull"] + got["push"] == pytest.approx(slope.item(), rel=1e-9)
+    assert script(f"at.lossOf({{s: {-math.log(spread)}, spread: {spread}}}).pull") == pytest.approx(1)  # balance
+
+
+@needs_node
+def test_excerpts_of_a_search_show_no_tex():
+    said = script(r"""at.plainText("so \\(\\nabla_x \\log p_\\theta(x)\\) is the score, \\[\\frac{a}{b} \\le \\mathbb{E}[x]\\] end")""")
+    assert said == "so ∇_x log p_θ(x) is the score, a/b ≤ E[x] end"
+
+
+def cell(source, *outputs):
+    return {"cell_type": "code", "id": "a", "source": source, "metadata": {}, "outputs": list(outputs)}
+
+
+def test_what_is_folded_says_what_it_is():
+    plumbing = cell("#| export\ndef _one(x):\n    return x\n\nTWO = 2")
+    assert conf.fold(plumbing, "", "31.1") == 0
+    assert plumbing["metadata"] == {"tags": ["hide-input"], "mystnb": {"code_prompt_show": "Code of _one, TWO",
+                                                                      "code_prompt_hide": "Code of _one, TWO"}}
+    shown = cell("#| exports\ndef two(x):\n    return x")
+    conf.fold(shown, "", "31.1")
+    assert "tags" not in shown["metadata"] and shown["source"].startswith("def two")
+    imports = [cell("#| export\nimport math"), cell("from torch import nn"), cell("x = 1"), cell("import time")]
+    for one in imports:
+        conf.fold(one, "", "31.1")
+    assert [one["source"] for one in conf.joined(imports)] == ["import math\n\nfrom torch import nn", "x = 1", "import time"]
+
+
+def test_figures_are_numbered_and_have_a_text():
+    picture, told = {"data": {"image/png": "", "text/plain": "<Figure>"}}, {"data": {"text/markdown": "*A curve.*"}}
+    stored = {"data": {"image/png": ""}, "metadata": {"image/png": {"alt": "as stored"}}}
+    one = cell('caption("A curve.", alt="as the code says")', picture, told)
+    assert conf.fold(one, "Prose.", "31.4") == 1
+    assert one["outputs"][1]["data"]["text/markdown"] == "**Figure 31.4** *A curve.*"
+    texts = [conf.alternative_text(cell(code, output), "## Head\n\nSay `x`. And more.") for code, output in (
+        ('caption("A", alt="as the code says")', stored), ('caption("A", alt="as the code says")', picture),
+        ('show_picture(x, "A", f"rows of {n} cars")', picture), ("plt.plot(x)", picture), ("!ls", picture))]
+    assert texts == ["as stored", "as the code says", "rows of  cars", "Say x.", "Say x."]
+    assert conf.alternative_text(cell("x"), "Prose.") is None
+    number = cell("x", {"data": {"text/plain": "(np.float64(4.2), np.True_, np.int64(3))"}})
+    assert conf.fold(number, "", "31.4") == 0 and number["outputs"][0]["data"]["text/plain"] == "(4.2, True, 3)"
