@@ -121,7 +121,7 @@ def first_sentence(prose: str) -> str | None:
 IMPORTS = re.compile(r"(import|from) ")
 
 
-def fold(cell: dict, before: str, number: str) -> int:
+def fold(cell: dict, before: str, number: str, first: int) -> int:
     "Fold imports and hidden exports under a line that says what they are; give the figure its text and its number."
     text = "".join(cell["source"])
     directives = re.findall(r"^#\|\s*(\w+)", text, re.M)
@@ -136,7 +136,7 @@ def fold(cell: dict, before: str, number: str) -> int:
         cell["metadata"]["tags"] = ["hide-input"]
         said = "Imports" if IMPORTS.match(code) else f"Code of {defined(code)}"
         settings |= {"code_prompt_show": said, "code_prompt_hide": said}
-    return outputs(cell, number)
+    return outputs(cell, number, first)
 
 
 def defined(code: str) -> str:
@@ -145,7 +145,7 @@ def defined(code: str) -> str:
     return ", ".join(names) or "this step"
 
 
-def outputs(cell: dict, number: str) -> int:
+def outputs(cell: dict, number: str, first: int) -> int:
     "Number the caption under a picture, and show numbers of NumPy as numbers; how many figures there were."
     seen, figures = False, 0
     for output in cell["outputs"]:
@@ -153,7 +153,8 @@ def outputs(cell: dict, number: str) -> int:
         seen |= any(kind.startswith("image/") for kind in data)
         told = "".join(data.get("text/markdown", ""))
         if seen and told.startswith("*"):
-            data["text/markdown"], seen, figures = f"**Figure {number}** {told}", False, figures + 1
+            figure = f"{number}.{first + figures}".lstrip(".")
+            data["text/markdown"], seen, figures = f"**Figure {figure}** {told}", False, figures + 1
         if "text/plain" in data:
             data["text/plain"] = re.sub(r"np\.(?:float|int|bool|str)\d*_?\(([^()]*)\)|np\.(True|False)_", r"\1\2", "".join(data["text/plain"]))
     return figures
@@ -209,7 +210,7 @@ def prepare(app, page, source) -> None:
     cells, before, told, figures = [], "", False, 1
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            figures += fold(cell, before, f"{number}.{figures}".lstrip("."))
+            figures += fold(cell, before, number, figures)
             if cell["id"] in exported and not IMPORTS.match(cell["source"]):
                 cells.append(markdown(f"to-{cell['id']}", f"(cell-{cell['id']})="))
         elif cell["cell_type"] == "markdown":

@@ -306,28 +306,29 @@ def cell(source, *outputs):
 
 def test_what_is_folded_says_what_it_is():
     plumbing = cell("#| export\ndef _one(x):\n    return x\n\nTWO = 2")
-    assert conf.fold(plumbing, "", "31.1") == 0
+    assert conf.fold(plumbing, "", "31", 1) == 0
     assert plumbing["metadata"] == {"tags": ["hide-input"], "mystnb": {"code_prompt_show": "Code of _one, TWO",
                                                                       "code_prompt_hide": "Code of _one, TWO"}}
     shown = cell("#| exports\ndef two(x):\n    return x")
-    conf.fold(shown, "", "31.1")
+    conf.fold(shown, "", "31", 1)
     assert "tags" not in shown["metadata"] and shown["source"].startswith("def two")
     imports = [cell("#| export\nimport math"), cell("from torch import nn"), cell("x = 1"), cell("import time")]
     for one in imports:
-        conf.fold(one, "", "31.1")
+        conf.fold(one, "", "31", 1)
     assert [one["source"] for one in conf.joined(imports)] == ["import math\n\nfrom torch import nn", "x = 1", "import time"]
 
 
 def test_figures_are_numbered_and_have_a_text():
     picture, told = {"data": {"image/png": "", "text/plain": "<Figure>"}}, {"data": {"text/markdown": "*A curve.*"}}
     stored = {"data": {"image/png": ""}, "metadata": {"image/png": {"alt": "as stored"}}}
-    one = cell('caption("A curve.", alt="as the code says")', picture, told)
-    assert conf.fold(one, "Prose.", "31.4") == 1
-    assert one["outputs"][1]["data"]["text/markdown"] == "**Figure 31.4** *A curve.*"
+    one = cell('caption("A curve.", alt="as the code says")', picture, told, {"data": dict(picture["data"])}, {"data": dict(told["data"])})
+    assert conf.fold(one, "Prose.", "31", 4) == 2
+    texts = [one["outputs"][k]["data"]["text/markdown"] for k in (1, 3)]
+    assert texts == ["**Figure 31.4** *A curve.*", "**Figure 31.5** *A curve.*"]
     texts = [conf.alternative_text(cell(code, output), "## Head\n\nSay `x`. And more.") for code, output in (
         ('caption("A", alt="as the code says")', stored), ('caption("A", alt="as the code says")', picture),
         ('show_picture(x, "A", f"rows of {n} cars")', picture), ("plt.plot(x)", picture), ("!ls", picture))]
     assert texts == ["as stored", "as the code says", "rows of  cars", "Say x.", "Say x."]
     assert conf.alternative_text(cell("x"), "Prose.") is None
     number = cell("x", {"data": {"text/plain": "(np.float64(4.2), np.True_, np.int64(3))"}})
-    assert conf.fold(number, "", "31.4") == 0 and number["outputs"][0]["data"]["text/plain"] == "(4.2, True, 3)"
+    assert conf.fold(number, "", "", 1) == 0 and number["outputs"][0]["data"]["text/plain"] == "(4.2, True, 3)"
