@@ -246,6 +246,8 @@ def finish_site(app, failure) -> None:
         slim.mathematics(app.outdir / "_static" / "mathjax")
         for path in app.outdir.rglob("*.map"):
             path.unlink()
+        for path in app.outdir.rglob("*.html"):
+            path.write_text(slim.tight(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 PROSE = {path.stem for path in NBS.glob("*.md")}

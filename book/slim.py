@@ -26,19 +26,25 @@ def slim(body: str, plain: set[str]) -> str:
     for _ in range(2):  # spans may lie in spans
         body = SPAN.sub(lambda m: m[2] if m[1] in plain else m[0], body)
     body = re.sub(r"<pre(?=[ >])", '<pre tabindex="0"', body.replace("<pre><span></span>", "<pre>"))
-    body = re.sub(r'(_images/[\w.-]+)\.(?:png|jpg)"', r'\1.webp"', body)
+    body = re.sub(r'(_images/[\w.-]+)\.png"', r'\1.webp"', body)
     return body.replace("<img ", '<img loading="lazy" ')
 
 
+def tight(page: str) -> str:
+    "A whole page without the indentation of its template; code and scripts stay as they are."
+    parts = re.split(r"(<pre.*?</pre>|<script.*?</script>)", page, flags=re.S)
+    return "".join(part if k % 2 else re.sub(r"\s*\n\s*", "\n", part) for k, part in enumerate(parts))
+
+
 def smaller(folder: Path) -> None:
-    "Each picture of a folder as WebP: without loss, or with one that nobody sees where that is much smaller."
-    for path in sorted([*folder.glob("*.png"), *folder.glob("*.jpg")]):
+    "Each PNG of a folder as WebP: without loss, or with one that nobody sees where that is much smaller."
+    for path in sorted(folder.glob("*.png")):
         target = path.with_suffix(".webp")
         with Image.open(path) as image:
-            if path.suffix == ".png":
-                image.convert("RGBA").save(target, lossless=True, method=2)
-            if path.suffix == ".jpg" or target.stat().st_size > 40_000:
-                image.convert("RGBA" if path.suffix == ".png" else "RGB").save(target, quality=85, method=4)
+            image = image.convert("RGBA")
+            image.save(target, lossless=True, method=2)
+            if target.stat().st_size > 40_000:
+                image.save(target, quality=88, method=4)
         path.unlink()
 
 

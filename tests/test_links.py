@@ -157,6 +157,11 @@ def test_fewer_spans_the_same_text():
     assert '<pre tabindex="0">x' in out and "_images/a.b.webp" in out and '<span class="math">x</span>' in out
 
 
+def test_pages_are_tightened_around_their_code():
+    page = "<p>a\n   b</p>\n\n  <pre tabindex>x\n\n    y</pre>\n  <script>\n  z</script>\n  "
+    assert slim.tight(page) == "<p>a\nb</p>\n<pre tabindex>x\n\n    y</pre>\n<script>\n  z</script>\n"
+
+
 def luminance(colour):
     parts = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
