@@ -1,4 +1,4 @@
-"""The book through Sphinx, from the notebooks as they are: for machines without Quarto. Order and parts come from sidebar.yml."""
+"""The book through Sphinx, from the notebooks as they are, for machines without Quarto; its order is in sidebar.yml."""
 import ast
 import json
 import re
@@ -46,14 +46,14 @@ python_use_unqualified_type_names = True
 nitpicky = True
 nitpick_ignore_regex = [("py:(class|exc)", ".*")]  # types of other packages
 
-# live figures: the page, the heading before which one stands, its script, what is in its picture, and what to do with it
+# live figures: page, heading before which one stands, script, what is in its picture, what to do with it
 LIVE = [
     ("30_bijections", "What a normalizing flow must be", "change",
      "A bell above, a bent and skewed one below, joined by lines; an interval of each is filled, of equal area.",
-     "Move the interval and bend the map: lengths change, the area does not. Where the lines spread, the density falls."),
+     "Move the interval and bend the map: lengths change, the area does not. Where lines spread, the density falls."),
     ("30_bijections", "A first flow learns", "forces",
-     "Points too close to zero under a bell; beside it the loss over the scale, the sum of a rising and a falling curve.",
-     "Find the scale at which the two arrows are equally long. What is the mean of z² there, for each spread of the data?"),
+     "Points too close to zero under a bell; beside it the loss over the scale, a sum of one that rises and one that falls.",
+     "Find the scale at which the two arrows are equally long. What is the mean of z² there, for each spread?"),
     ("21_samplers", "Slow in high dimension", "particles",
      "Three round wells twice; 150 blue and 150 orange points that began in the lower left one are spread over them.",
      "All particles start in one well. Which sampler reaches the others first, and what does each slider change?"),
@@ -94,10 +94,12 @@ def gather(target: Path) -> None:
 
 
 def alternative_text(cell: dict, before: str) -> str | None:
-    "What a picture shows: as `caption` stored it, else as the code says it, else the first sentence of the prose above."
+    "What a picture shows: as `caption` stored it, else as the code says, else the first sentence of the prose above."
     images = [(o, kind) for o in cell["outputs"] for kind in o.get("data", {}) if kind.startswith("image/")]
     told = [o.get("metadata", {}).get(kind, {}).get("alt") for o, kind in images]
-    return next(filter(None, [*told, said_in_code("".join(cell["source"])), first_sentence(before)]), None) if images else None
+    if not images:
+        return None
+    return next(filter(None, [*told, said_in_code("".join(cell["source"])), first_sentence(before)]), None)
 
 
 def said_in_code(source: str) -> str | None:
@@ -107,8 +109,10 @@ def said_in_code(source: str) -> str | None:
     except SyntaxError:  # a line for the shell
         return None
     given = [k.value for call in calls for k in call.keywords if k.arg == "alt"]
-    given += [call.args[2] for call in calls if ast.unparse(call.func) in ("show_picture", "contact", "sheet") and len(call.args) > 2]
-    texts = ["".join(n.value for n in ast.walk(value) if isinstance(n, ast.Constant) and isinstance(n.value, str)) for value in given]
+    shown = [call for call in calls if ast.unparse(call.func) in ("show_picture", "contact", "sheet")]
+    given += [call.args[2] for call in shown if len(call.args) > 2]
+    constants = [[n.value for n in ast.walk(value) if isinstance(n, ast.Constant)] for value in given]
+    texts = ["".join(filter(lambda v: isinstance(v, str), values)) for values in constants]
     return next(filter(None, texts), None)
 
 
@@ -119,6 +123,7 @@ def first_sentence(prose: str) -> str | None:
 
 
 IMPORTS = re.compile(r"(import|from) ")
+NUMPY = re.compile(r"np\.(?:float|int|bool|str)\d*_?\(([^()]*)\)|np\.(True|False)_")
 
 
 def fold(cell: dict, before: str, number: str, first: int) -> int:
@@ -156,7 +161,7 @@ def outputs(cell: dict, number: str, first: int) -> int:
             figure = f"{number}.{first + figures}".lstrip(".")
             data["text/markdown"], seen, figures = f"**Figure {figure}** {told}", False, figures + 1
         if "text/plain" in data:
-            data["text/plain"] = re.sub(r"np\.(?:float|int|bool|str)\d*_?\(([^()]*)\)|np\.(True|False)_", r"\1\2", "".join(data["text/plain"]))
+            data["text/plain"] = NUMPY.sub(r"\1\2", "".join(data["text/plain"]))
     return figures
 
 
@@ -191,7 +196,8 @@ def heading(notebook: dict, page: str) -> list[str]:
 def live(page: str, cells: list[dict]) -> None:
     "Put the live figures of a page before their headings; until its script has run, a still picture stands there."
     for _, heading, name, alt, text in (one for one in LIVE if one[0] == page):
-        figure = (f'<div class="live" id="live-{name}"><img src="_static/{name}.svg" alt="{alt}" width="640" height="340">'
+        still = f'<img src="_static/{name}.svg" alt="{alt}" width="640" height="340">'
+        figure = (f'<div class="live" id="live-{name}">{still}'
                   f"<noscript><p>With scripts this picture has sliders.</p></noscript><p>{text}</p></div>")
         at = next(k for k, c in enumerate(cells) if "".join(c["source"]).startswith(f"## {heading}\n"))
         cells.insert(at, markdown(f"live-{name}", figure))

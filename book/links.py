@@ -1,4 +1,4 @@
-"""Names in prose become links while the book is built: lectures, functions and classes; the notebooks stay as they are."""
+"""Names in prose become links while the book is built: lectures, functions, classes. The notebooks stay as they are."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,8 @@ from api import Module
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 STEMS = {path.stem for path in NBS.glob("[!_.]*.ipynb")}
-SPAN = re.compile(rf"(?<!`)`([^`\n]+)`(?!`)|(?<![\w/`])({'|'.join(sorted(STEMS, key=len, reverse=True))})(?![\w`]|\.\w)")
+ANY_STEM = "|".join(sorted(STEMS, key=len, reverse=True))
+SPAN = re.compile(rf"(?<!`)`([^`\n]+)`(?!`)|(?<![\w/`])({ANY_STEM})(?![\w`]|\.\w)")
 CALL = re.compile(r"([A-Za-z_]\w*)(?:\.(\w+))?(?:\(.*\))?")
 LINK = re.compile(r"!?\[[^\]]*\](?:\([^)\s]*\)|\[[^\]]*\])")
 IMPORT = re.compile(r"^from densegen\.([\w.]+) import \(?([\w, \n]+)\)?", re.M)
@@ -68,7 +69,8 @@ def link(text: str, meaning: dict[str, str], methods: dict[str, set[str]], here:
 
 def outline(text: str) -> str:
     "The same Markdown, where the first mention of the deck leads to the page that says what it is."
-    free = re.compile(rf"(?P<skip>^#[^\n]*|{LINK.pattern}|`[^`\n]+`|^```.*?^```)|(?P<deck>\b[Tt]he deck\b)", re.M | re.S)
+    skip = rf"^#[^\n]*|{LINK.pattern}|`[^`\n]+`|^```.*?^```"
+    free = re.compile(rf"(?:{skip})|(?P<deck>\b[Tt]he deck\b)", re.M | re.S)
     for found in free.finditer(text):
         if found["deck"]:
             return f"{text[: found.start()]}[{found['deck']}](outline.md){text[found.end() :]}"

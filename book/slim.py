@@ -1,4 +1,4 @@
-"""What a reader's browser does not need is left out: spans without a colour, pixels stored wastefully, unused mathematics."""
+"""What no reader needs is left out: spans without a colour, pixels stored wastefully, unused mathematics."""
 
 import importlib.util
 import re
@@ -51,7 +51,8 @@ def smaller(folder: Path) -> None:
 def mathematics(target: Path) -> None:
     "MathJax from its package: one script, its fonts, and the extensions that it may ask for; no menus, no speech."
     package = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
-    wanted = [package / "tex-chtml.js", *package.glob("output/chtml/fonts/woff-v2/*"), *package.glob("input/tex/extensions/*.js")]
+    found = (package.glob(pattern) for pattern in ("output/chtml/fonts/woff-v2/*", "input/tex/extensions/*.js"))
+    wanted = [package / "tex-chtml.js", *(path for paths in found for path in paths)]
     for path in wanted:
         if path.stem != "all-packages":
             copy = target / path.relative_to(package)
