@@ -165,7 +165,7 @@ def page(module: Module) -> str:
 def overview(found: list[Module]) -> str:
     "The list of all modules by subpackage, in the order of the course."
     parts = ["# The package", "What `import densegen` gives, one module for each lecture that exports. A page is made "
-             "from the source: signatures, the comment beside each parameter, links to the cells where they are written."]
+             "from the source: signatures, the comment beside each parameter, links to where it is written."]
     order = sorted(found, key=lambda m: m.lecture)
     for group in dict.fromkeys(m.name.split(".")[1] for m in order):
         rows = [f"| [`{m.name}`]({m.page.removeprefix('api/')}.md) | [`{m.lecture}`](../{m.lecture}.ipynb) | "

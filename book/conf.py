@@ -52,7 +52,7 @@ LIVE = [
      "A bell above, a bent and skewed one below, joined by lines; an interval of each is filled, of equal area.",
      "Move the interval and bend the map: lengths change, the area does not. Where lines spread, the density falls."),
     ("30_bijections", "A first flow learns", "forces",
-     "Points too close to zero under a bell; beside it the loss over the scale, a sum of one that rises and one that falls.",
+     "Points too close to zero under a bell; beside it the loss over the scale as the sum of two curves.",
      "Find the scale at which the two arrows are equally long. What is the mean of z² there, for each spread?"),
     ("21_samplers", "Slow in high dimension", "particles",
      "Three round wells twice; 150 blue and 150 orange points that began in the lower left one are spread over them.",
