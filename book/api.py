@@ -140,8 +140,8 @@ def _class(module: Module, node: ast.ClassDef, extra: list[str]) -> str:
         options = {"type": ast.unparse(n.annotation)} if isinstance(n, ast.AnnAssign) else {}
         said = [_plain(module.comments.get(n.end_lineno, ""))]
         body.append(_directive("attribute", names_of(n)[0], said, options, 4))
-    methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"]
-    body += [_function(module, n, [], "method") for n in methods]
+    methods = {n.name: n for n in reversed(node.body) if isinstance(n, ast.FunctionDef) and n.name[0] != "_"}
+    body += [_function(module, n, [], "method") for n in reversed(methods.values())]
     return _directive("class", title, body, {}, 5)
 
 
@@ -152,7 +152,7 @@ def page(module: Module) -> str:
              f"Written in the lecture [`{lecture}`](../{lecture}.ipynb); all modules: [the package](index.md).",
              f"```{{py:module}} {module.name}\n```"]
     for name, node in module.public.items():
-        born = [f"[Where it is written](#cell-{module.born(node.lineno)[1]}) in `{lecture}`.", ""]
+        born = [f"[Where it is written](#cell-{'-'.join(module.born(node.lineno))}) in `{lecture}`.", ""]
         if isinstance(node, ast.ClassDef):
             parts.append(_class(module, node, born))
         elif isinstance(node, ast.FunctionDef):

@@ -218,7 +218,7 @@ def prepare(app, page, source) -> None:
         if cell["cell_type"] == "code":
             figures += fold(cell, before, number, figures)
             if cell["id"] in exported and not IMPORTS.match(cell["source"]):
-                cells.append(markdown(f"to-{cell['id']}", f"(cell-{cell['id']})="))
+                cells.append(markdown(f"to-{cell['id']}", f"(cell-{page}-{cell['id']})="))
         elif cell["cell_type"] == "markdown":
             before = "".join(cell["source"])
             cell["source"] = links.link(before, meaning, METHODS, page)

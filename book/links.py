@@ -1,5 +1,6 @@
 """Names in prose become links while the book is built: lectures, functions, classes. The notebooks stay as they are."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def methods(modules: list[Module]) -> dict[str, set[str]]:
     found = {}
     for module in modules:
         for name, node in module.public.items():
-            inside = {n.name for n in getattr(node, "body", ()) if hasattr(n, "name") and n.name[0] != "_"}
-            found[f"{module.name}.{name}"] = inside if node.__class__.__name__ == "ClassDef" else set()
+            inside = node.body if isinstance(node, ast.ClassDef) else []
+            methods = {n.name for n in inside if isinstance(n, ast.FunctionDef) and n.name[0] != "_"}
+            found[f"{module.name}.{name}"] = methods
     return found

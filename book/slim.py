@@ -44,7 +44,7 @@ def smaller(folder: Path) -> None:
             image = image.convert("RGBA")
             image.save(target, lossless=True, method=2)
             if target.stat().st_size > 40_000:
-                image.save(target, quality=88, method=4)
+                image.save(target, quality=85, method=4)
         path.unlink()
 
 

@@ -114,7 +114,7 @@ def test_page_of_a_module(tmp_path, monkeypatch):
     for line in ("{py:function} add(x, *, y=1.0)", ":param x: the first, \\*left\\*", ":type y: float",
                  ":returns: their sum", ":rtype: float", "{py:class} Thing(n)", ":param n: how many",
                  "{py:property} half", "{py:attribute} size", "{py:method} double(by=2)", "of it",
-                 "(#cell-aaaa1111)", "(#cell-bbbb2222)"):
+                 "(#cell-20_energy-aaaa1111)", "(#cell-20_energy-bbbb2222)"):
         assert line in page, line
     assert "_private" not in page and "self" not in page and ":param by" not in page and ":returns: more" in page
 
