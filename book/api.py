@@ -127,18 +127,21 @@ def _function(module: Module, node: ast.FunctionDef, extra: list[str], kind: str
 
 def _class(module: Module, node: ast.ClassDef, extra: list[str]) -> str:
     first = next((n for n in node.body if getattr(n, "name", "") == "__init__"), None)
-    attributes = [n for n in node.body if isinstance(n, (ast.AnnAssign, ast.Assign)) and "".join(names_of(n))[:1].isalpha()]
+    assigned = [n for n in node.body if isinstance(n, (ast.AnnAssign, ast.Assign))]
+    attributes = [n for n in assigned if "".join(names_of(n))[:1].isalpha()]
     data = [n for n in attributes if isinstance(n, ast.AnnAssign)]
     made = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
     plain = ", ".join(n.target.id + (f"={ast.unparse(n.value)}" if n.value else "") for n in data)
     title = node.name + (_signature(first.args, True) if first else f"({plain})" if made else "")
     bases = [f"A kind of {', '.join(f'`{ast.unparse(b)}`' for b in node.bases)}.", ""] if node.bases else []
-    body = [_plain(ast.get_docstring(node) or ""), "", *extra, *bases, *(_fields(module, first, False) if first else []), ""]
+    fields = _fields(module, first, False) if first else []
+    body = [_plain(ast.get_docstring(node) or ""), "", *extra, *bases, *fields, ""]
     for n in attributes:
         options = {"type": ast.unparse(n.annotation)} if isinstance(n, ast.AnnAssign) else {}
-        body.append(_directive("attribute", names_of(n)[0], [_plain(module.comments.get(n.end_lineno, ""))], options, 4))
-    methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"]
-    body += [_function(module, n, [], "method") for n in methods]
+        said = [_plain(module.comments.get(n.end_lineno, ""))]
+        body.append(_directive("attribute", names_of(n)[0], said, options, 4))
+    methods = {n.name: n for n in reversed(node.body) if isinstance(n, ast.FunctionDef) and n.name[0] != "_"}
+    body += [_function(module, n, [], "method") for n in reversed(methods.values())]
     return _directive("class", title, body, {}, 5)
 
 
@@ -149,7 +152,7 @@ def page(module: Module) -> str:
              f"Written in the lecture [`{lecture}`](../{lecture}.ipynb); all modules: [the package](index.md).",
              f"```{{py:module}} {module.name}\n```"]
     for name, node in module.public.items():
-        born = [f"[Where it is written](#cell-{module.born(node.lineno)[1]}) in `{lecture}`.", ""]
+        born = [f"[Where it is written](#cell-{'-'.join(module.born(node.lineno))}) in `{lecture}`.", ""]
         if isinstance(node, ast.ClassDef):
             parts.append(_class(module, node, born))
         elif isinstance(node, ast.FunctionDef):
@@ -161,8 +164,8 @@ def page(module: Module) -> str:
 
 def overview(found: list[Module]) -> str:
     "The list of all modules by subpackage, in the order of the course."
-    parts = ["# The package", "What `import densegen` gives, one module for each lecture that exports. Each page is made from "
-             "the source: the signature, the comment beside each parameter, and a link to the cell where it is written."]
+    parts = ["# The package", "What `import densegen` gives, one module for each lecture that exports. A page is made "
+             "from the source: signatures, the comment beside each parameter, links to where it is written."]
     order = sorted(found, key=lambda m: m.lecture)
     for group in dict.fromkeys(m.name.split(".")[1] for m in order):
         rows = [f"| [`{m.name}`]({m.page.removeprefix('api/')}.md) | [`{m.lecture}`](../{m.lecture}.ipynb) | "
@@ -179,6 +182,7 @@ def contents(module: Module | None, found: list[Module]) -> str:
     parts = [entry.format("", "../index.html", "The course"), entry.format("", "index.html", "The package")]
     parts += [entry.format("", f"index.html#densegen-{group}", f"densegen.{group}") for group in groups]
     listed = [m for m in order if module and m.name.split(".")[1] == module.name.split(".")[1]]
-    here = [entry.format(" current current-page" if m is module else "", f"{m.page[4:]}.html", m.name.split(".")[2]) for m in listed]
+    marks = [" current current-page" if m is module else "" for m in listed]
+    here = [entry.format(mark, f"{m.page[4:]}.html", m.name.split(".")[2]) for mark, m in zip(marks, listed)]
     own = f'<p class="caption"><span class="caption-text">{module.name.rsplit(".", 1)[0]}</span></p>' if module else ""
     return f"<ul>{''.join(parts)}</ul>{own}<ul>{''.join(here)}</ul>"

@@ -1,4 +1,4 @@
-"""The book through Sphinx, from the notebooks as they are: for machines without Quarto. Order and parts come from sidebar.yml."""
+"""The book through Sphinx, from the notebooks as they are, for machines without Quarto; its order is in sidebar.yml."""
 import ast
 import json
 import re
@@ -46,14 +46,14 @@ python_use_unqualified_type_names = True
 nitpicky = True
 nitpick_ignore_regex = [("py:(class|exc)", ".*")]  # types of other packages
 
-# live figures: the page, the heading before which one stands, its script, what is in its picture, and what to do with it
+# live figures: page, heading before which one stands, script, what is in its picture, what to do with it
 LIVE = [
     ("30_bijections", "What a normalizing flow must be", "change",
      "A bell above, a bent and skewed one below, joined by lines; an interval of each is filled, of equal area.",
-     "Move the interval and bend the map: lengths change, the area does not. Where the lines spread, the density falls."),
+     "Move the interval and bend the map: lengths change, the area does not. Where lines spread, the density falls."),
     ("30_bijections", "A first flow learns", "forces",
-     "Points too close to zero under a bell; beside it the loss over the scale, the sum of a rising and a falling curve.",
-     "Find the scale at which the two arrows are equally long. What is the mean of z² there, for each spread of the data?"),
+     "Points too close to zero under a bell; beside it the loss over the scale as the sum of two curves.",
+     "Find the scale at which the two arrows are equally long. What is the mean of z² there, for each spread?"),
     ("21_samplers", "Slow in high dimension", "particles",
      "Three round wells twice; 150 blue and 150 orange points that began in the lower left one are spread over them.",
      "All particles start in one well. Which sampler reaches the others first, and what does each slider change?"),
@@ -94,10 +94,12 @@ def gather(target: Path) -> None:
 
 
 def alternative_text(cell: dict, before: str) -> str | None:
-    "What a picture shows: as `caption` stored it, else as the code says it, else the first sentence of the prose above."
+    "What a picture shows: as `caption` stored it, else as the code says, else the first sentence of the prose above."
     images = [(o, kind) for o in cell["outputs"] for kind in o.get("data", {}) if kind.startswith("image/")]
     told = [o.get("metadata", {}).get(kind, {}).get("alt") for o, kind in images]
-    return next(filter(None, [*told, said_in_code("".join(cell["source"])), first_sentence(before)]), None) if images else None
+    if not images:
+        return None
+    return next(filter(None, [*told, said_in_code("".join(cell["source"])), first_sentence(before)]), None)
 
 
 def said_in_code(source: str) -> str | None:
@@ -107,8 +109,10 @@ def said_in_code(source: str) -> str | None:
     except SyntaxError:  # a line for the shell
         return None
     given = [k.value for call in calls for k in call.keywords if k.arg == "alt"]
-    given += [call.args[2] for call in calls if ast.unparse(call.func) in ("show_picture", "contact", "sheet") and len(call.args) > 2]
-    texts = ["".join(n.value for n in ast.walk(value) if isinstance(n, ast.Constant) and isinstance(n.value, str)) for value in given]
+    shown = [call for call in calls if ast.unparse(call.func) in ("show_picture", "contact", "sheet")]
+    given += [call.args[2] for call in shown if len(call.args) > 2]
+    constants = [[n.value for n in ast.walk(value) if isinstance(n, ast.Constant)] for value in given]
+    texts = ["".join(filter(lambda v: isinstance(v, str), values)) for values in constants]
     return next(filter(None, texts), None)
 
 
@@ -119,9 +123,10 @@ def first_sentence(prose: str) -> str | None:
 
 
 IMPORTS = re.compile(r"(import|from) ")
+NUMPY = re.compile(r"np\.(?:float|int|bool|str)\d*_?\(([^()]*)\)|np\.(True|False)_")
 
 
-def fold(cell: dict, before: str, number: str) -> int:
+def fold(cell: dict, before: str, number: str, first: int) -> int:
     "Fold imports and hidden exports under a line that says what they are; give the figure its text and its number."
     text = "".join(cell["source"])
     directives = re.findall(r"^#\|\s*(\w+)", text, re.M)
@@ -136,7 +141,7 @@ def fold(cell: dict, before: str, number: str) -> int:
         cell["metadata"]["tags"] = ["hide-input"]
         said = "Imports" if IMPORTS.match(code) else f"Code of {defined(code)}"
         settings |= {"code_prompt_show": said, "code_prompt_hide": said}
-    return outputs(cell, number)
+    return outputs(cell, number, first)
 
 
 def defined(code: str) -> str:
@@ -145,7 +150,7 @@ def defined(code: str) -> str:
     return ", ".join(names) or "this step"
 
 
-def outputs(cell: dict, number: str) -> int:
+def outputs(cell: dict, number: str, first: int) -> int:
     "Number the caption under a picture, and show numbers of NumPy as numbers; how many figures there were."
     seen, figures = False, 0
     for output in cell["outputs"]:
@@ -153,9 +158,10 @@ def outputs(cell: dict, number: str) -> int:
         seen |= any(kind.startswith("image/") for kind in data)
         told = "".join(data.get("text/markdown", ""))
         if seen and told.startswith("*"):
-            data["text/markdown"], seen, figures = f"**Figure {number}** {told}", False, figures + 1
+            figure = f"{number}.{first + figures}".lstrip(".")
+            data["text/markdown"], seen, figures = f"**Figure {figure}** {told}", False, figures + 1
         if "text/plain" in data:
-            data["text/plain"] = re.sub(r"np\.(?:float|int|bool|str)\d*_?\(([^()]*)\)|np\.(True|False)_", r"\1\2", "".join(data["text/plain"]))
+            data["text/plain"] = NUMPY.sub(r"\1\2", "".join(data["text/plain"]))
     return figures
 
 
@@ -190,7 +196,8 @@ def heading(notebook: dict, page: str) -> list[str]:
 def live(page: str, cells: list[dict]) -> None:
     "Put the live figures of a page before their headings; until its script has run, a still picture stands there."
     for _, heading, name, alt, text in (one for one in LIVE if one[0] == page):
-        figure = (f'<div class="live" id="live-{name}"><img src="_static/{name}.svg" alt="{alt}" width="640" height="340">'
+        still = f'<img src="_static/{name}.svg" alt="{alt}" width="640" height="340">'
+        figure = (f'<div class="live" id="live-{name}">{still}'
                   f"<noscript><p>With scripts this picture has sliders.</p></noscript><p>{text}</p></div>")
         at = next(k for k, c in enumerate(cells) if "".join(c["source"]).startswith(f"## {heading}\n"))
         cells.insert(at, markdown(f"live-{name}", figure))
@@ -209,9 +216,9 @@ def prepare(app, page, source) -> None:
     cells, before, told, figures = [], "", False, 1
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            figures += fold(cell, before, f"{number}.{figures}".lstrip("."))
+            figures += fold(cell, before, number, figures)
             if cell["id"] in exported and not IMPORTS.match(cell["source"]):
-                cells.append(markdown(f"to-{cell['id']}", f"(cell-{cell['id']})="))
+                cells.append(markdown(f"to-{cell['id']}", f"(cell-{page}-{cell['id']})="))
         elif cell["cell_type"] == "markdown":
             before = "".join(cell["source"])
             cell["source"] = links.link(before, meaning, METHODS, page)
@@ -245,6 +252,8 @@ def finish_site(app, failure) -> None:
         slim.mathematics(app.outdir / "_static" / "mathjax")
         for path in app.outdir.rglob("*.map"):
             path.unlink()
+        for path in app.outdir.rglob("*.html"):
+            path.write_text(slim.tight(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 PROSE = {path.stem for path in NBS.glob("*.md")}

@@ -13,10 +13,9 @@ def svg() -> str:
     "A picture of 32 units a side that can be seen on light and on dark tabs."
     points = [(x, 27 - 21 * density(x)) for x in range(1, 32)]
     line = "L".join(f"{x} {y:.1f}" for x, y in points)
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
-        f'<path d="M{line}V29H1Z" fill="#1f83c4"/><circle cx="17" cy="{27 - 21 * density(17) - 3.2:.1f}" r="3" fill="#dc5f1a"/></svg>\n'
-    )
+    bells = f'<path d="M{line}V29H1Z" fill="#1f83c4"/>'
+    particle = f'<circle cx="17" cy="{27 - 21 * density(17) - 3.2:.1f}" r="3" fill="#dc5f1a"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{bells}{particle}</svg>\n'
 
 
 if __name__ == "__main__":

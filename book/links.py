@@ -1,5 +1,6 @@
-"""Names in prose become links while the book is built: lectures, functions and classes; the notebooks stay as they are."""
+"""Names in prose become links while the book is built: lectures, functions, classes. The notebooks stay as they are."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from api import Module
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 STEMS = {path.stem for path in NBS.glob("[!_.]*.ipynb")}
-SPAN = re.compile(rf"(?<!`)`([^`\n]+)`(?!`)|(?<![\w/`])({'|'.join(sorted(STEMS, key=len, reverse=True))})(?![\w`]|\.\w)")
+ANY_STEM = "|".join(sorted(STEMS, key=len, reverse=True))
+SPAN = re.compile(rf"(?<!`)`([^`\n]+)`(?!`)|(?<![\w/`])({ANY_STEM})(?![\w`]|\.\w)")
 CALL = re.compile(r"([A-Za-z_]\w*)(?:\.(\w+))?(?:\(.*\))?")
 LINK = re.compile(r"!?\[[^\]]*\](?:\([^)\s]*\)|\[[^\]]*\])")
 IMPORT = re.compile(r"^from densegen\.([\w.]+) import \(?([\w, \n]+)\)?", re.M)
@@ -68,7 +70,8 @@ def link(text: str, meaning: dict[str, str], methods: dict[str, set[str]], here:
 
 def outline(text: str) -> str:
     "The same Markdown, where the first mention of the deck leads to the page that says what it is."
-    free = re.compile(rf"(?P<skip>^#[^\n]*|{LINK.pattern}|`[^`\n]+`|^```.*?^```)|(?P<deck>\b[Tt]he deck\b)", re.M | re.S)
+    skip = rf"^#[^\n]*|{LINK.pattern}|`[^`\n]+`|^```.*?^```"
+    free = re.compile(rf"(?:{skip})|(?P<deck>\b[Tt]he deck\b)", re.M | re.S)
     for found in free.finditer(text):
         if found["deck"]:
             return f"{text[: found.start()]}[{found['deck']}](outline.md){text[found.end() :]}"
@@ -99,6 +102,7 @@ def methods(modules: list[Module]) -> dict[str, set[str]]:
     found = {}
     for module in modules:
         for name, node in module.public.items():
-            inside = {n.name for n in getattr(node, "body", ()) if hasattr(n, "name") and n.name[0] != "_"}
-            found[f"{module.name}.{name}"] = inside if node.__class__.__name__ == "ClassDef" else set()
+            inside = node.body if isinstance(node, ast.ClassDef) else []
+            methods = {n.name for n in inside if isinstance(n, ast.FunctionDef) and n.name[0] != "_"}
+            found[f"{module.name}.{name}"] = methods
     return found

@@ -15,13 +15,15 @@ def entries(text: str) -> list[str]:
     parts = HEAD.split(text)
     if len(parts) < 2:
         return []
-    lines = [line for line in re.findall(r"^- (.+(?:\n  +.+)*)", parts[1], re.M) if "http" in line or ".ipynb" not in line]
+    listed = re.findall(r"^- (.+(?:\n  +.+)*)", parts[1], re.M)
+    lines = [line for line in listed if "http" in line or ".ipynb" not in line]  # others point to lectures
     return [work for line in lines for work in _works(re.sub(r"\s+", " ", line).strip())]
 
 
 def _works(line: str) -> list[str]:
     "A line may hold several works; each begins with authors, after a full stop or a semicolon."
-    starts = [m.end() for m in re.finditer(r"(?:[.)] (?=(?:[A-Z]\.[- ]?)+ ?[^\W\d_][\w-]+(?:,| et al))|; (?=[^\W\d_][^;*]+\*))", line)]
+    initials, names = r"(?:[A-Z]\.[- ]?)+ ?[^\W\d_][\w-]+(?:,| et al)", r"[^\W\d_][^;*]+\*"
+    starts = [m.end() for m in re.finditer(rf"[.)] (?={initials})|; (?={names})", line)]
     whole = [line[a:b].strip().rstrip(";") for a, b in zip([0, *starts], [*starts, len(line)])]
     return whole if all(map(WORK.search, whole)) else [line]
 
@@ -68,7 +70,7 @@ def author(work: str) -> str:
 def page(notebooks: dict[str, dict]) -> str:
     "The page in Markdown, by first author."
     found = sorted(collect(notebooks).values(), key=lambda work: (author(work[0]), title(work[0])))
-    lines = ["# References", f"All {len(found)} works that the lectures cite, by first author; behind each, the lectures."]
+    lines = ["# References", f"All {len(found)} works that the lectures cite, by first author, each with its lectures."]
     letter, rows = "", []
     for work, lectures in found:
         first = author(work)[0].upper() if author(work)[0].isalpha() else "0-9"

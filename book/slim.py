@@ -1,4 +1,4 @@
-"""What a reader's browser does not need is left out: spans without a colour, pixels stored wastefully, unused mathematics."""
+"""What no reader needs is left out: spans without a colour, pixels stored wastefully, unused mathematics."""
 
 import importlib.util
 import re
@@ -30,6 +30,12 @@ def slim(body: str, plain: set[str]) -> str:
     return body.replace("<img ", '<img loading="lazy" ')
 
 
+def tight(page: str) -> str:
+    "A whole page without the indentation of its template; code and scripts stay as they are."
+    parts = re.split(r"(<pre.*?</pre>|<script.*?</script>)", page, flags=re.S)
+    return "".join(part if k % 2 else re.sub(r"\s*\n\s*", "\n", part) for k, part in enumerate(parts))
+
+
 def smaller(folder: Path) -> None:
     "Each PNG of a folder as WebP: without loss, or with one that nobody sees where that is much smaller."
     for path in sorted(folder.glob("*.png")):
@@ -38,14 +44,15 @@ def smaller(folder: Path) -> None:
             image = image.convert("RGBA")
             image.save(target, lossless=True, method=2)
             if target.stat().st_size > 40_000:
-                image.save(target, quality=90, method=4)
+                image.save(target, quality=85, method=4)
         path.unlink()
 
 
 def mathematics(target: Path) -> None:
     "MathJax from its package: one script, its fonts, and the extensions that it may ask for; no menus, no speech."
     package = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
-    wanted = [package / "tex-chtml.js", *package.glob("output/chtml/fonts/woff-v2/*"), *package.glob("input/tex/extensions/*.js")]
+    found = (package.glob(pattern) for pattern in ("output/chtml/fonts/woff-v2/*", "input/tex/extensions/*.js"))
+    wanted = [package / "tex-chtml.js", *(path for paths in found for path in paths)]
     for path in wanted:
         if path.stem != "all-packages":
             copy = target / path.relative_to(package)

@@ -43,7 +43,8 @@ def test_names_become_links(text, expected):
 @pytest.mark.parametrize("text", [
     "[`31_coupling`](31_coupling.ipynb)", "![`HMC`](a.png)", "[about `HMC` and more](https://x.org)",  # links already
     "## `HMC` rolls", "```\n`HMC`\n```", "~~~\n`31_coupling`\n~~~", "````\n```\n`HMC`\n```\n````",  # headings, code
-    "`20_energy`", "`99_nothing`", "`hw1_energy`", "`HMC.nothing`", "`x.HMC`", "``HMC``", "results/31_coupling.json", "`densegen run 31_coupling`", "HMC, 31_couplings",
+    "`20_energy`", "`99_nothing`", "`hw1_energy`", "`HMC.nothing`", "`x.HMC`", "``HMC``",
+    "results/31_coupling.json", "`densegen run 31_coupling`", "HMC, 31_couplings",
 ])
 def test_all_else_stays_as_it_is(text):
     assert linked(text) == text
@@ -59,8 +60,8 @@ def test_the_first_mention_of_the_deck_leads_to_its_outline(text, expected):
 
 
 def test_everyday_words_mean_something_only_where_they_are_imported():
-    notebook = {"cells": [{"cell_type": "code", "source": "from densegen.workbench.training import (\n    fit, cosine)"}]}
-    meaning = links.known(notebook, "31_coupling", conf.MODULES)
+    code = "from densegen.workbench.training import (\n    fit, cosine)"
+    meaning = links.known({"cells": [{"cell_type": "code", "source": code}]}, "31_coupling", conf.MODULES)
     assert meaning["fit"] == meaning["cosine"] == "densegen.workbench.training"
     assert meaning["RealNVP"] == meaning["Shift"] == "densegen.flows.coupling"  # born here
     assert "report" not in meaning and "effective_sample_size" in meaning
@@ -110,9 +111,10 @@ def test_page_of_a_module(tmp_path, monkeypatch):
     module = api.read(path)
     page = api.page(module)
     assert module.page == "api/part-a" and module.lecture == "20_energy"
-    for line in ("{py:function} add(x, *, y=1.0)", ":param x: the first, \\*left\\*", ":type y: float", ":returns: their sum",
-                 ":rtype: float", "{py:class} Thing(n)", ":param n: how many", "{py:property} half", "{py:attribute} size",
-                 "{py:method} double(by=2)", "of it", "(#cell-aaaa1111)", "(#cell-bbbb2222)"):
+    for line in ("{py:function} add(x, *, y=1.0)", ":param x: the first, \\*left\\*", ":type y: float",
+                 ":returns: their sum", ":rtype: float", "{py:class} Thing(n)", ":param n: how many",
+                 "{py:property} half", "{py:attribute} size", "{py:method} double(by=2)", "of it",
+                 "(#cell-20_energy-aaaa1111)", "(#cell-20_energy-bbbb2222)"):
         assert line in page, line
     assert "_private" not in page and "self" not in page and ":param by" not in page and ":returns: more" in page
 
@@ -128,8 +130,10 @@ def test_every_exported_name_has_its_place():
 
 
 def test_references_are_collected_once():
-    one = "## References\n\n- A. Bee, [*A Title: of words*](https://arxiv.org/abs/1234.5678v2), X 2020. C. Dee, E. Eff, *Other*, Y 1999."
-    two = "# References\n\n- Bee, *Another spelling* ([arXiv:1234.5678](https://arxiv.org/abs/1234.5678)); Gee et al., *Third* ([doi](https://doi.org/1)).\n- Dee, *Other*."
+    one = ("## References\n\n- A. Bee, [*A Title: of words*](https://arxiv.org/abs/1234.5678v2), X 2020. "
+           "C. Dee, E. Eff, *Other*, Y 1999.")
+    two = ("# References\n\n- Bee, *Another spelling* ([arXiv:1234.5678](https://arxiv.org/abs/1234.5678)); "
+           "Gee et al., *Third* ([doi](https://doi.org/1)).\n- Dee, *Other*.")
     cells = lambda text: {"cells": [{"cell_type": "markdown", "source": text}]}
     found = references.collect({"10_a": cells(one), "20_b": cells(two)})
     assert [lectures for _, lectures in found.values()] == [["10_a", "20_b"], ["10_a", "20_b"], ["20_b"]]
@@ -155,6 +159,11 @@ def test_fewer_spans_the_same_text():
     bare = lambda html: re.sub(r"<[^>]*>", "", html)
     assert bare(out) == bare(body) and '<span class="n">' not in out and '<span class="k">if</span>' in out
     assert '<pre tabindex="0">x' in out and "_images/a.b.webp" in out and '<span class="math">x</span>' in out
+
+
+def test_pages_are_tightened_around_their_code():
+    page = "<p>a\n   b</p>\n\n  <pre tabindex>x\n\n    y</pre>\n  <script>\n  z</script>\n  "
+    assert slim.tight(page) == "<p>a\nb</p>\n<pre tabindex>x\n\n    y</pre>\n<script>\n  z</script>\n"
 
 
 def luminance(colour):
@@ -206,8 +215,8 @@ def script(code):
 def test_live_change_of_variables(skew, tails):
     x = np.linspace(-3, 3, 13)
     values = {"skew": skew, "tails": tails, "centre": 0.5, "width": 1.5}
-    got = script(f"((m) => ({json.dumps(x.tolist())}.map((x) => [at.forwardOf(x, m), at.inverseOf(at.forwardOf(x, m), m), "
-                 f"at.density(x, m)])))({json.dumps(values)})")
+    three = "[at.forwardOf(x, m), at.inverseOf(at.forwardOf(x, m), m), at.density(x, m)]"
+    got = script(f"((m) => {json.dumps(x.tolist())}.map((x) => {three}))({json.dumps(values)})")
     t = torch.tensor(x, requires_grad=True)
     z = torch.sinh((torch.asinh(t) - skew) / tails)
     (slope,) = torch.autograd.grad(z.sum(), t)
@@ -215,7 +224,8 @@ def test_live_change_of_variables(skew, tails):
     np.testing.assert_allclose(np.array(got).T, [z.detach(), x, expected.detach()], rtol=1e-9, atol=1e-12)
     measured = script(f"at.measured({json.dumps(values)})")
     exact = 0.5 * (math.erf(1.25 / math.sqrt(2)) - math.erf(-0.25 / math.sqrt(2)))
-    assert measured["inLatent"] == pytest.approx(exact, abs=1e-6) and measured["inData"] == pytest.approx(exact, abs=1e-4)
+    assert measured["inLatent"] == pytest.approx(exact, abs=1e-6)
+    assert measured["inData"] == pytest.approx(exact, abs=1e-4)
 
 
 WELLS, WIDTH = torch.tensor([[-1.6, -0.8], [1.6, -0.8], [0, 1.6]], dtype=torch.float64), 0.55
@@ -296,7 +306,8 @@ def test_live_forces_are_the_loss_of_a_flow_and_its_slope(s, spread):
 
 @needs_node
 def test_excerpts_of_a_search_show_no_tex():
-    said = script(r"""at.plainText("so \\(\\nabla_x \\log p_\\theta(x)\\) is the score, \\[\\frac{a}{b} \\le \\mathbb{E}[x]\\] end")""")
+    text = r"so \(\nabla_x \log p_\theta(x)\) is the score, \[\frac{a}{b} \le \mathbb{E}[x]\] end"
+    said = script(f"at.plainText({json.dumps(text)})")
     assert said == "so ∇_x log p_θ(x) is the score, a/b ≤ E[x] end"
 
 
@@ -306,28 +317,31 @@ def cell(source, *outputs):
 
 def test_what_is_folded_says_what_it_is():
     plumbing = cell("#| export\ndef _one(x):\n    return x\n\nTWO = 2")
-    assert conf.fold(plumbing, "", "31.1") == 0
+    assert conf.fold(plumbing, "", "31", 1) == 0
     assert plumbing["metadata"] == {"tags": ["hide-input"], "mystnb": {"code_prompt_show": "Code of _one, TWO",
                                                                       "code_prompt_hide": "Code of _one, TWO"}}
     shown = cell("#| exports\ndef two(x):\n    return x")
-    conf.fold(shown, "", "31.1")
+    conf.fold(shown, "", "31", 1)
     assert "tags" not in shown["metadata"] and shown["source"].startswith("def two")
     imports = [cell("#| export\nimport math"), cell("from torch import nn"), cell("x = 1"), cell("import time")]
     for one in imports:
-        conf.fold(one, "", "31.1")
-    assert [one["source"] for one in conf.joined(imports)] == ["import math\n\nfrom torch import nn", "x = 1", "import time"]
+        conf.fold(one, "", "31", 1)
+    sources = [one["source"] for one in conf.joined(imports)]
+    assert sources == ["import math\n\nfrom torch import nn", "x = 1", "import time"]
 
 
 def test_figures_are_numbered_and_have_a_text():
     picture, told = {"data": {"image/png": "", "text/plain": "<Figure>"}}, {"data": {"text/markdown": "*A curve.*"}}
     stored = {"data": {"image/png": ""}, "metadata": {"image/png": {"alt": "as stored"}}}
-    one = cell('caption("A curve.", alt="as the code says")', picture, told)
-    assert conf.fold(one, "Prose.", "31.4") == 1
-    assert one["outputs"][1]["data"]["text/markdown"] == "**Figure 31.4** *A curve.*"
+    again = [{"data": dict(output["data"])} for output in (picture, told)]
+    one = cell('caption("A curve.", alt="as the code says")', picture, told, *again)
+    assert conf.fold(one, "Prose.", "31", 4) == 2
+    texts = [one["outputs"][k]["data"]["text/markdown"] for k in (1, 3)]
+    assert texts == ["**Figure 31.4** *A curve.*", "**Figure 31.5** *A curve.*"]
     texts = [conf.alternative_text(cell(code, output), "## Head\n\nSay `x`. And more.") for code, output in (
         ('caption("A", alt="as the code says")', stored), ('caption("A", alt="as the code says")', picture),
         ('show_picture(x, "A", f"rows of {n} cars")', picture), ("plt.plot(x)", picture), ("!ls", picture))]
     assert texts == ["as stored", "as the code says", "rows of  cars", "Say x.", "Say x."]
     assert conf.alternative_text(cell("x"), "Prose.") is None
     number = cell("x", {"data": {"text/plain": "(np.float64(4.2), np.True_, np.int64(3))"}})
-    assert conf.fold(number, "", "31.4") == 0 and number["outputs"][0]["data"]["text/plain"] == "(4.2, True, 3)"
+    assert conf.fold(number, "", "", 1) == 0 and number["outputs"][0]["data"]["text/plain"] == "(4.2, True, 3)"
