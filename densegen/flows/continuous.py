@@ -354,6 +354,7 @@ class ImageFlowMatching(FlowMatching):
         "Mean square of the field's error at random times, of integer images v [B, C, H, W]."
         return super().loss(self.scaled(batch))
 
+    @torch.no_grad()
     def log_prob(self, v: Tensor, samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
         "Log-probability of integer images, nats [B], from so many draws of cell noise and probes."
         found = [self.bijection.moved(self.scaled(v, generator), 1.0, 0.0, True, generator).state for _ in range(samples)]
