@@ -220,7 +220,7 @@ def optimal_order(
     noise: Tensor,  # [B, ...]
     x: Tensor,  # [B, ...]
 ) -> Tensor:  # [B]: `noise[order]` belongs to x
-    "The pairing within a batch with the least sum of squared distances (Tong et al., TMLR 2024; Pooladian et al., 2023)."
+    "The pairing within a batch with the least sum of squared distances (Tong et al., TMLR 2024)."
     from scipy.optimize import linear_sum_assignment
 
     cost = torch.cdist(x.detach().flatten(1).double(), noise.flatten(1).double()).square()
@@ -240,7 +240,8 @@ class FlowMatching(Flow):
         probes: int = 0,  # see `ContinuousFlow`
     ):
         if path not in PATHS or pairs not in ("independent", "optimal"):
-            raise ValueError(f"expected path in {list(PATHS)}, pairs 'independent' or 'optimal'; got {path!r}, {pairs!r}")
+            expected = f"path in {list(PATHS)}, pairs 'independent' or 'optimal'"
+            raise ValueError(f"expected {expected}; got {path!r}, {pairs!r}")
         super().__init__(ContinuousFlow(field, tolerance, probes), StandardNormal(shape))
         self.path, self.pairs = path, pairs
 
@@ -278,7 +279,8 @@ def walk(
     "Equal steps without error control; `ValueError` for an unknown method or half a step."
     each = {"euler": 1, "midpoint": 2, "heun": 2}.get(method, 0)
     if not each or evaluations < each or evaluations % each:
-        raise ValueError(f"expected 'euler', or 'midpoint' or 'heun' with even evaluations; got {method!r}, {evaluations}")
+        expected = "'euler', or 'midpoint' or 'heun' with even evaluations"
+        raise ValueError(f"expected {expected}; got {method!r}, {evaluations}")
     h = (end - start) / (evaluations // each)
     for k in range(evaluations // each):
         t = x.new_full((len(x),), start + k * h)
@@ -357,7 +359,8 @@ class ImageFlowMatching(FlowMatching):
     @torch.no_grad()
     def log_prob(self, v: Tensor, samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
         "Log-probability of integer images, nats [B], from so many draws of cell noise and probes."
-        found = [self.bijection.moved(self.scaled(v, generator), 1.0, 0.0, True, generator).state for _ in range(samples)]
+        move = lambda x: self.bijection.moved(x, 1.0, 0.0, True, generator).state
+        found = [move(self.scaled(v, generator)) for _ in range(samples)]
         values = torch.stack([self.base.log_prob(z) + ladj for z, ladj in found])
         return values.logsumexp(0) - math.log(samples) + v[0].numel() * math.log(2 / self.levels)
 
