@@ -183,7 +183,7 @@ class SceneCodes(nn.Module):
         "Scenes in 0..1, [B, 3, 32, 32]."
         return F.pixel_shuffle(self.vq.decode(tokens.unflatten(1, (4, 4))), 2)
 
-# %% ../../nbs/17_captions.ipynb #b68898fb
+# %% ../../nbs/17_captions.ipynb #df55d26e
 class TwoWay(nn.Module):
     "One causal transformer that draws tokens for words and finds words for tokens."
 
@@ -232,7 +232,7 @@ class TwoWay(nn.Module):
         prompt = torch.cat([silence, tokens + self.words], 1)
         return continued(self.sequence, prompt, generator, self.allowed[0], cached)[:, -self.text :]
 
-# %% ../../nbs/17_captions.ipynb #2b5ab486
+# %% ../../nbs/17_captions.ipynb #c9b3ee90
 def contrastive_loss(
     a: Tensor,  # unit vectors [B, D]
     b: Tensor,  # unit vectors [B, D], those of their partners
@@ -242,7 +242,7 @@ def contrastive_loss(
     logits, own = scale * a @ b.T, torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
-# %% ../../nbs/17_captions.ipynb #c90dd3ce
+# %% ../../nbs/17_captions.ipynb #5ae5001c
 class Pair(nn.Module):
     "Unit vectors for scenes and for texts, near each other where they belong together."
 
