@@ -204,7 +204,8 @@ class TwoWay(nn.Module):
         symbol = torch.arange(words + codes)
         speech, quiet = (symbol < words).expand(text, -1), (symbol == 0).expand(text, -1)
         paint = (symbol >= words).expand(image, -1)
-        self.register_buffer("allowed", torch.stack([torch.cat([quiet, paint, speech]), torch.cat([speech, paint, quiet])]))
+        told, drawn = torch.cat([quiet, paint, speech]), torch.cat([speech, paint, quiet])
+        self.register_buffer("allowed", torch.stack([told, drawn]))
 
     def log_probs(self, words: Tensor, tokens: Tensor, drawing: Tensor) -> tuple[Tensor, Tensor]:
         "Nats of each word [B, text] and each token [B, image], those in front given nothing; `drawing` is bool [B]."
