@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAINT', 'SHAPES', 'RELATIONS', 'WORDS', 'KINDS', 'GREY', 'LAYOUTS', 'PLACES', 'OBJECTS', 'every_caption',
            'random_captions', 'slots', 'to_words', 'from_words', 'sentence', 'stamps', 'render', 'parse', 'Steady',
-           'SceneCodes', 'TwoWay', 'contrastive_loss', 'Pair']
+           'SceneCodes', 'modalities', 'TwoWay', 'contrastive_loss', 'Pair']
 
 # %% ../../nbs/17_captions.ipynb #f84f4718
 import functools
@@ -183,7 +183,20 @@ class SceneCodes(nn.Module):
         "Scenes in 0..1, [B, 3, 32, 32]."
         return F.pixel_shuffle(self.vq.decode(tokens.unflatten(1, (4, 4))), 2)
 
-# %% ../../nbs/17_captions.ipynb #df55d26e
+# %% ../../nbs/17_captions.ipynb #326c290a
+def modalities(
+    words: int,  # size of the vocabulary of texts, 0 is silence
+    codes: int,  # size of the vocabulary of images, numbered after the words
+    text: int,  # places of a text
+    image: int,  # places of an image
+) -> Tensor:  # bool [2, 2 text + image, words + codes]
+    "Which symbols may stand where: first if the text comes last, then if it comes first."
+    symbol = torch.arange(words + codes)
+    speech, quiet = (symbol < words).expand(text, -1), (symbol == 0).expand(text, -1)
+    paint = (symbol >= words).expand(image, -1)
+    return torch.stack([torch.cat([quiet, paint, speech]), torch.cat([speech, paint, quiet])])
+
+# %% ../../nbs/17_captions.ipynb #64945915
 class TwoWay(nn.Module):
     "One causal transformer that draws tokens for words and finds words for tokens."
 
@@ -201,11 +214,7 @@ class TwoWay(nn.Module):
         super().__init__()
         self.words, self.text, self.image = words, text, image
         self.sequence = CausalTransformer(words + codes, 2 * text + image, width, depth)
-        symbol = torch.arange(words + codes)
-        speech, quiet = (symbol < words).expand(text, -1), (symbol == 0).expand(text, -1)
-        paint = (symbol >= words).expand(image, -1)
-        told, drawn = torch.cat([quiet, paint, speech]), torch.cat([speech, paint, quiet])
-        self.register_buffer("allowed", torch.stack([told, drawn]))
+        self.register_buffer("allowed", modalities(words, codes, text, image))
 
     def log_probs(self, words: Tensor, tokens: Tensor, drawing: Tensor) -> tuple[Tensor, Tensor]:
         "Nats of each word [B, text] and each token [B, image], those in front given nothing; `drawing` is bool [B]."
@@ -233,7 +242,7 @@ class TwoWay(nn.Module):
         prompt = torch.cat([silence, tokens + self.words], 1)
         return continued(self.sequence, prompt, generator, self.allowed[0], cached)[:, -self.text :]
 
-# %% ../../nbs/17_captions.ipynb #c9b3ee90
+# %% ../../nbs/17_captions.ipynb #e809e794
 def contrastive_loss(
     a: Tensor,  # unit vectors [B, D]
     b: Tensor,  # unit vectors [B, D], those of their partners
@@ -243,7 +252,7 @@ def contrastive_loss(
     logits, own = scale * a @ b.T, torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
-# %% ../../nbs/17_captions.ipynb #5ae5001c
+# %% ../../nbs/17_captions.ipynb #6bddcdf9
 class Pair(nn.Module):
     "Unit vectors for scenes and for texts, near each other where they belong together."
 
