@@ -8,6 +8,7 @@ __all__ = ['SAVE_EVERY', 'GOOD_EVERY', 'Diverged', 'cosine', 'fit']
 # %% ../../nbs/09_training.ipynb #9ddebae5
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -293,12 +294,22 @@ def _set_lr(optimizer: torch.optim.Optimizer, base: list[float], factor: float) 
     for group, lr in zip(optimizer.param_groups, base):
         group["lr"] = lr * factor
 
+# %% ../../nbs/09_training.ipynb #a712a4ac
+def _halted(loop: _Loop, stop: StopSignals) -> bool:
+    "Whether a signal to stop came, to any process; several ask only where losses are read, since they must wait."
+    if loop.fabric.world_size == 1:
+        return bool(stop.caught)
+    if loop.state.step % loop.flush or not _mean(loop.fabric, bool(stop.caught)):
+        return False
+    stop.caught = stop.caught or signal.SIGTERM
+    return True
+
 # %% ../../nbs/09_training.ipynb #ee6fdab7
 def _train(loop, steps, schedule, clip, evaluate, every, patience, show, stop) -> None:
     state, batch = loop.state, None
     base = [group["initial_lr"] for group in state.optimizer.param_groups]
     loop.begin()
-    while state.step < steps and (patience is None or state.stale < patience) and not _mean(loop.fabric, stop.caught):
+    while state.step < steps and (patience is None or state.stale < patience) and not _halted(loop, stop):
         _set_lr(state.optimizer, base, schedule(state.step / steps) if schedule else 1.0)
         total, batch = loop.forward()
         good = state.step % GOOD_EVERY == 0
