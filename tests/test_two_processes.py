@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from densegen.anomaly.scores import StreamingMetrics
@@ -118,12 +119,8 @@ def counted(rank, world):
     return metrics
 
 
-def process(folder):
+def process(fabric, folder):
     "What each of the two does."
-    from lightning_fabric import Fabric
-
-    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
-    fabric.launch()
     found = {name: trained(name, fabric) for name in MODELS}
     found["chains"], model = chains(fabric), Drawn()
     fit(model, torch.zeros(32, 1), batch_size=4, fabric=fabric, **SAME)
@@ -178,4 +175,4 @@ def test_counts_of_two_streams_add_up(two):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    process(sys.argv[1])
+    Fabric(accelerator="cpu", devices=2, strategy="ddp_fork").launch(process, sys.argv[1])
