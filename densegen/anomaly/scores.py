@@ -163,7 +163,7 @@ class StreamingMetrics:
         for score, positive, negative in _pieces(scores, labels, ignore):
             if not (chosen := positive | negative).all():
                 score, positive = score[chosen], positive[chosen]
-            place = _bins(score, self.bits).mul_(2).add_(positive)
+            place = _bins(score, self.bits).mul_(2).add_(positive).to(self.counts.device)
             ones = torch.ones((), dtype=torch.int64, device=place.device).expand(len(place))
             self.counts.view(-1).index_add_(0, place, ones)
         return self

@@ -22,7 +22,7 @@ def recolour(
     grey = x.mean(1, keepdim=True)
     x = (grey + (x - grey) * draw(0, 1.5, 1, 1, 1)).clamp(1e-3, 1) ** draw(-0.35, 0.35, 1, 1, 1).exp()
     x = 0.4 + (x - 0.4) * draw(0.7, 1.4, 1, 1, 1) * draw(0.88, 1.12, 3, 1, 1)
-    return x + draw(-0.1, 0.1, 1, 1, 1) + draw(-0.03, 0.03, 3, 1, 1) + 0.015 * torch.randn(x.shape)
+    return x + draw(-0.1, 0.1, 1, 1, 1) + draw(-0.03, 0.03, 3, 1, 1) + 0.015 * torch.randn_like(x)
 
 # %% ../../nbs/51_augmentation.ipynb #5a9ed583
 def augment(

@@ -31,8 +31,9 @@ def encoded(
     @torch.no_grad()
     def batch(n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         images, labels = draw(n if len(store) < keep // 4 else max(1, n // uses), generator)
-        maps = model.encoder(model.normalized(images))
-        store.extend(zip(*(m.half() for m in maps), labels[:, ::2, ::2]))
+        here = next(model.encoder.parameters()).device
+        maps = model.encoder(model.normalized(images.to(here)))
+        store.extend(zip(*(m.half() for m in maps), labels[:, ::2, ::2].to(here)))
         index = torch.randint(len(store), (n,), generator=generator).tolist()
         *maps, labels = (torch.stack(part) for part in zip(*(store[i] for i in index)))
         return (*(m.contiguous(memory_format=torch.channels_last) for m in maps), labels)

@@ -186,7 +186,7 @@ class GaussianDensity:
         near = F.interpolate(labels[:, None].float(), vectors.shape[2:])[:, 0]
         kept = vectors.movedim(1, -1)[near < OUTLIER].double()
         self.mean, spread = kept.mean(0), torch.cov(kept.T)
-        self.root = torch.linalg.cholesky(spread + 1e-3 * spread.diagonal().mean() * torch.eye(len(spread)))
+        self.root = torch.linalg.cholesky(spread + 1e-3 * spread.diagonal().mean() * torch.eye(len(spread)).to(spread))
 
     @staticmethod
     def _at(maps) -> Tensor:

@@ -281,7 +281,7 @@ class Ising(nn.Module):
         "log Z in nats by the transfer matrix, exact, float64, scalar; for up to 10 sites a side."
         if self.side > 10:
             raise ValueError(f"the transfer matrix has 2^side rows: expected a side up to 10; got {self.side}")
-        states = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * self.side)
+        states = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], device=self.black.device).double()] * self.side)
         row = self.coupling * (states * states.roll(1, 1)).sum(1) + self.field * states.sum(1)
         matrix = self.coupling * states @ states.T + 0.5 * (row[:, None] + row)
         top = matrix.max().detach()
@@ -319,6 +319,7 @@ def uniform_noise(
 
 class ReplayBuffer(nn.Module):
     "States of chains that outlive a call (Tieleman 2008; Du, Mordatch 2019); saved with the model."
+    each_process = ("states",)  # chains that several processes walk stay with those who walk them
 
     def __init__(
         self,

@@ -77,8 +77,9 @@ class Mixture(nn.Module):
     def sample(self, n: int, sigma: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         "n points of the noisy density, [n, *shape]."
         which = torch.multinomial(self.shares, n, replacement=True, generator=generator)
-        noise = torch.randn((n, *self.means.shape[1:]), generator=generator, dtype=self.means.dtype)
-        return self.means[which] + math.hypot(self.width, sigma) * noise.to(self.means.device)
+        chosen = self.means[which]
+        noise = torch.randn(chosen.shape, generator=generator, dtype=chosen.dtype, device=chosen.device)
+        return chosen + math.hypot(self.width, sigma) * noise
 
 # %% ../../nbs/15_score.ipynb #16ad9f65
 def denoising_loss(

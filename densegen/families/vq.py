@@ -9,6 +9,7 @@ __all__ = ['Codebook', 'usage', 'Quantized', 'VQVAE']
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,8 +41,12 @@ class Codebook(nn.Module):
     def update(self, z: Tensor, index: Tensor) -> None:
         "Let the codes follow the vectors z [N, D] that they won, index [N]."
         won = F.one_hot(index, len(self.count)).to(z)
-        self.count.lerp_(won.sum(0), 1 - self.decay)
-        self.total.lerp_(won.T @ z, 1 - self.decay)
+        count, total = won.sum(0), won.T @ z
+        if dist.is_available() and dist.is_initialized():  # each process sees a part of the batch
+            dist.all_reduce(count)
+            dist.all_reduce(total)
+        self.count.lerp_(count, 1 - self.decay)
+        self.total.lerp_(total, 1 - self.decay)
         mass = self.count.sum()
         smooth = mass * (self.count + self.smoothing) / (mass + len(self.count) * self.smoothing)
         self.vectors.copy_(self.total / smooth[:, None])

@@ -8,6 +8,7 @@ __all__ = ['SAVE_EVERY', 'GOOD_EVERY', 'Diverged', 'cosine', 'fit']
 # %% ../../nbs/09_training.ipynb #9ddebae5
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .batches import Batches, forked, leaves
 from .checkpoint import CheckpointError, StopSignals, owned
-from .run import Run, current_run, pick_device, write_atomic
+from .run import Run, current_run, pick_device, seed_everything, write_atomic
 from .state import History, State, averaged, broken, making, weights_of
 
 # %% ../../nbs/09_training.ipynb #3b477280
@@ -128,8 +129,34 @@ def cosine(
 
     return factor
 
+# %% ../../nbs/09_training.ipynb #b2851834
+def _mean(fabric: Fabric, value: float) -> float:
+    "The mean over the processes, the same in all of them."
+    if fabric.world_size == 1:
+        return value
+    return fabric.all_reduce(torch.tensor(value, dtype=torch.float64, device=fabric.device), reduce_op="mean").item()
+
+
+def _shared(fabric: Fabric, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Losses averaged over the processes."
+    if fabric.world_size == 1:
+        return terms
+    return {name: fabric.all_reduce(loss.clone(), reduce_op="mean") for name, loss in terms.items()}
+
+# %% ../../nbs/09_training.ipynb #0a330246
+def _own_noise(fabric: Fabric, seed: int, step: int) -> None:
+    "Processes draw different noise, of streams that follow from seed, process and step; a single one goes on."
+    if fabric.world_size > 1:
+        seed_everything(hash((seed, fabric.global_rank, step)) % 2**32)
+
+
+def _walked_alone(objective: nn.Module) -> list[str]:
+    "The buffers that each process has for itself, as their modules say in `each_process`."
+    parts = objective.named_modules()
+    return [f"{path}.{name}" for path, part in parts for name in getattr(part, "each_process", ())]
+
 # %% ../../nbs/09_training.ipynb #18ae5fc7
-def _evaluate(state: State, evaluate: Callable) -> None:
+def _evaluate(state: State, evaluate: Callable, fabric: Fabric) -> None:
     model = state.average.module if state.average else state.model
     was_training = model.training
     model.eval()
@@ -140,6 +167,7 @@ def _evaluate(state: State, evaluate: Callable) -> None:
         value = float(value)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"evaluate: expected one number; got {type(value).__name__}; take its mean()") from None
+    value = _mean(fabric, value)
     best = min((v for _, v in state.history.evaluated if not math.isnan(v)), default=math.inf)
     state.history.evaluated.append((state.step, value))
     state.stale += 1
@@ -249,6 +277,7 @@ def _check_weights(loop: _Loop) -> None:
 # %% ../../nbs/09_training.ipynb #b5b09f23
 def _inspect(loop: _Loop, batch: Any, show: Callable) -> None:
     "Look at the losses since the last time: record them, judge them, show the last, which is that of `batch`."
+    loop.pending[:] = [_shared(loop.fabric, terms) for terms in loop.pending]
     losses = _record(loop.state.history, loop.pending)
     last = len(loop.state.history.loss)
     for step, loss in enumerate(losses, last - len(losses) + 1):
@@ -265,12 +294,22 @@ def _set_lr(optimizer: torch.optim.Optimizer, base: list[float], factor: float) 
     for group, lr in zip(optimizer.param_groups, base):
         group["lr"] = lr * factor
 
+# %% ../../nbs/09_training.ipynb #a712a4ac
+def _halted(loop: _Loop, stop: StopSignals) -> bool:
+    "Whether a signal to stop came, to any process; several ask only where losses are read, since they must wait."
+    if loop.fabric.world_size == 1:
+        return bool(stop.caught)
+    if loop.state.step % loop.flush or not _mean(loop.fabric, bool(stop.caught)):
+        return False
+    stop.caught = stop.caught or signal.SIGTERM
+    return True
+
 # %% ../../nbs/09_training.ipynb #ee6fdab7
 def _train(loop, steps, schedule, clip, evaluate, every, patience, show, stop) -> None:
     state, batch = loop.state, None
     base = [group["initial_lr"] for group in state.optimizer.param_groups]
     loop.begin()
-    while state.step < steps and (patience is None or state.stale < patience) and not stop.caught:
+    while state.step < steps and (patience is None or state.stale < patience) and not _halted(loop, stop):
         _set_lr(state.optimizer, base, schedule(state.step / steps) if schedule else 1.0)
         total, batch = loop.forward()
         good = state.step % GOOD_EVERY == 0
@@ -281,7 +320,7 @@ def _train(loop, steps, schedule, clip, evaluate, every, patience, show, stop) -
             loop.keep_good()
         loop.update(total, clip)
         if evaluate and (state.step % every == 0 or state.step == steps):
-            _evaluate(state, evaluate)
+            _evaluate(state, evaluate, loop.fabric)
         if not loop.pending:
             loop.save(after=SAVE_EVERY)
     if loop.pending:
@@ -340,7 +379,9 @@ def _kept(loop: _Loop, checkpoint: Path | str | None, settings: dict, steps: int
 # %% ../../nbs/09_training.ipynb #a792ba95
 def _set_up(model, batches, optimizer, lr, ema, fabric, limit) -> _Loop:
     "Everything on its device and in its number format; the average after that, or it would have another one."
-    objective = fabric.setup_module(_Objective(model))
+    objective = _Objective(model)
+    objective._ddp_params_and_buffers_to_ignore = _walked_alone(objective)  # where PyTorch's DDP looks for them
+    objective = fabric.setup_module(objective)
     made = optimizer(model.parameters(), lr=lr)
     for group in made.param_groups:
         group["initial_lr"] = group["lr"]
@@ -359,6 +400,17 @@ def _in_training(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         raise
+
+# %% ../../nbs/09_training.ipynb #bf7c9930
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    "Wherever a training takes the model: afterwards it is on the device where it was found."
+    homes = {t.device for t in (*model.parameters(), *model.buffers())}
+    try:
+        yield
+    finally:
+        if len(homes) == 1:
+            model.to(homes.pop())
 
 # %% ../../nbs/09_training.ipynb #e5590f23
 def fit(
@@ -382,20 +434,22 @@ def fit(
     fabric: Fabric | None = None,  # hardware and number format; the run's device in float32 if None
     label: str = "",  # shown in the progress
 ) -> History:  # what happened
-    "Train a model in place; `evaluate` never sees the test. Raises `Diverged`, `CheckpointError`, or `ValueError`."
+    "Train a model in place; it ends on the device where it was. Raises `Diverged`, `CheckpointError`, `ValueError`."
     _check_settings(model, steps, lr, clip, ema, evaluate, every, patience, keep, seed, limit)
     began, run, fabric = time.monotonic(), _open_run(), fabric or _default_fabric()
     seed = (run.seed if run else 0) if seed is None else int(seed)
     batches = Batches(data, batch_size, seed, fabric.global_rank, fabric.world_size)
-    loop = _set_up(model, batches, optimizer or _adam, lr, ema, fabric, limit)
     settings = {"schedule": schedule, "clip": clip and float(clip), "ema": ema and float(ema)}
     settings |= {"every": int(every) if evaluate else None, "precision": str(fabric.strategy.precision.precision)}
-    with _in_training(model), _kept(loop, checkpoint, settings, steps) as stop:
-        with _Progress(loop.state.step, steps, label, quiet=not fabric.is_global_zero) as show:
-            _train(loop, steps, schedule, clip, evaluate, every, patience, show, stop)
-        loop.state.history.seconds += time.monotonic() - began
-        loop.save()
-    return _finish(loop.state, keep)
+    with _put_back(model):
+        loop = _set_up(model, batches, optimizer or _adam, lr, ema, fabric, limit)
+        with _in_training(model), _kept(loop, checkpoint, settings, steps) as stop:
+            _own_noise(fabric, seed, loop.state.step)
+            with _Progress(loop.state.step, steps, label, quiet=not fabric.is_global_zero) as show:
+                _train(loop, steps, schedule, clip, evaluate, every, patience, show, stop)
+            loop.state.history.seconds += time.monotonic() - began
+            loop.save()
+        return _finish(loop.state, keep)
 
 # %% ../../nbs/09_training.ipynb #82e0f521
 def _finish(state: State, keep: str) -> History:

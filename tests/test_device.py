@@ -1,0 +1,81 @@
+"""Nothing that computes forgets where its inputs live: every model and detector on a device that is not the CPU.
+
+This machine may have no GPU; `gpu/pretend.cpp` is one as far as PyTorch can tell, with the CPU's numbers."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GPU = Path(__file__).parent / "gpu"
+sys.path.insert(0, str(GPU))
+
+from probes import PROBES  # noqa: E402
+
+FIT = '''
+import pretend, torch
+from torch import nn
+from densegen.workbench import run
+from densegen.workbench.training import Diverged, fit
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w, self.seen = nn.Parameter(torch.zeros(2)), []
+        self.register_buffer("count", torch.zeros(()))
+    def loss(self, batch):
+        self.seen.append(self.w.device.type)
+        return (self.w - batch.mean()).square().sum() / (len(self.seen) < 9)
+
+assert run.start("smoke").device.type == "pretend"
+for home in ("cpu", "pretend"):
+    for steps in (5, 20):
+        line = Line().to(home)
+        try:
+            fit(line, torch.ones(64), steps=steps, ema=0.9, evaluate=lambda m: m.w.square().sum(), every=2)
+        except (Diverged, ZeroDivisionError):
+            assert steps == 20
+        assert set(line.seen) == {"pretend"} and {line.w.device.type, line.count.device.type} == {home}, (home, steps)
+'''
+
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="the pretended device is compiled with g++")
+
+
+def python(*words) -> str:
+    "What another process prints: the pretended device would otherwise be the default of all later tests."
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(GPU), str(GPU.parents[1])]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *words], env=env, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def errors():
+    return {row["probe"]: row["error"] for row in map(json.loads, python(str(GPU / "probes.py"), "pretend").splitlines())}
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_everything_stays_on_the_device_of_its_inputs(errors, name):
+    assert errors[name] == ""
+
+
+def test_the_device_refuses_what_cuda_refuses():
+    script = '''
+import pretend, torch
+x, other = torch.ones(3, device="pretend"), torch.ones(3)
+wrong = [lambda: x + other, lambda: torch.cat([x, other]), lambda: other[x.long()], lambda: x.numpy(),
+         lambda: torch.randn(3, device="pretend", generator=torch.Generator()), lambda: x.outer(other)]
+for k, f in enumerate(wrong):
+    try:
+        f()
+    except (RuntimeError, TypeError) as error:
+        print(k)
+assert (x + torch.tensor(1.0)).device.type == x[torch.tensor([0])].device.type == "pretend"
+'''
+    assert python("-c", script).split() == list("012345")
+
+
+def test_fit_puts_a_model_back_where_it_was():
+    "A lecture's next cell asks it about images on the CPU."
+    python("-c", FIT)
