@@ -26,7 +26,7 @@ def model(shape=(1,), levels=256, told=TOLD, untold=UNTOLD):
     return Diffusion(shape, levels=levels, predict="x0", network=network, clip=False, classes=3).double()
 
 
-def walks(weight, eta, n=40_000, steps=300):
+def walks(weight, eta, n=20_000, steps=300):
     g = torch.Generator().manual_seed(1)
     x = torch.randn(n, 1, generator=g, dtype=torch.float64)
     *_, (_, _, x) = guided(model(), torch.tensor(1), weight).walk(x, steps, eta, g)

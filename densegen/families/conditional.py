@@ -47,7 +47,8 @@ def class_diffusion_weights(
     model = Diffusion(tuple(v.shape[1:]), width, levels, classes=int(y.max()) + 1)
     average, optimizer = copy.deepcopy(model), torch.optim.Adam(model.parameters())
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 3e-3 * min(1, 10 * step / steps) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        done = step / steps
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1, 10 * done) * (0.5 + 0.5 * math.cos(math.pi * done))
         pick = torch.randint(len(v), (32,))
         optimizer.zero_grad()
         sum(model.loss((v[pick], y[pick])).values()).backward()
