@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from ..workbench.batches import Batches, forked
 from ..workbench.state import averaged
@@ -90,16 +91,16 @@ class TwoPlayers(nn.Module):
         like = next(self.generator.parameters())
         return self.generator(torch.randn(n, self.latents, generator=generator, device=like.device, dtype=like.dtype))
 
-    def discriminator_loss(self, v: Tensor) -> dict[str, Tensor]:
-        "What the discriminator minimizes on a batch: the game and the penalty on its slopes."
-        x = self.inputs(v)
+    def discriminator_loss(self, v: Tensor, factor: float = 1.0) -> dict[str, Tensor]:
+        "What the discriminator minimizes on a batch: the game, and the penalty on its slopes times a factor."
+        x, weight = self.inputs(v), factor * self.penalty
         with torch.no_grad():
             y = self.draw(len(x))
-        if self.penalty == 0:
+        if weight == 0:
             real, fake, cost = self.discriminator(x), self.discriminator(y), x.new_zeros(())
         else:
             real, fake, cost = with_slopes(self.game, self.discriminator, x, y)
-        return {"game": adversarial(self.game, real, fake)[0], "penalty": self.penalty * cost}
+        return {"game": adversarial(self.game, real, fake)[0], "penalty": weight * cost}
 
     def generator_loss(self, v: Tensor) -> Tensor:
         "What the generator minimizes; only the relativistic game looks at the data for it."
@@ -108,7 +109,7 @@ class TwoPlayers(nn.Module):
 
 # %% ../../nbs/13_gan.ipynb #676c5654
 def train_gan(
-    model: TwoPlayers,  # trained in place; in the end its generator has the averaged weights
+    model: TwoPlayers,  # trained in place; in the end its generator has the averaged weights, norms counted anew
     data: Any,  # tensor, or a function `(n, generator) -> batch`, as for `fit`
     *,
     steps: int,  # updates of the generator
@@ -117,6 +118,7 @@ def train_gan(
     betas: tuple[float, float] = (0.0, 0.99),  # of Adam
     schedule: Callable[[float], float] | None = None,  # fraction done -> factor of `lr`, e.g. `cosine()`
     ema: float = 0.99,  # decay of the average of the generator's weights
+    penalty_every: int = 1,  # steps between two penalties, each as many times as heavy (Karras et al. 2020)
     seed: int = 0,  # of batches and latents
     watch: Callable[[int, nn.Module], None] | None = None,  # called with the step and the averaged generator
     every: int = 100,  # steps between two calls of `watch`
@@ -129,7 +131,7 @@ def train_gan(
         for step in range(steps):
             rate = lr * schedule(step / steps) if schedule else lr
             v = batches(step).to(next(model.parameters()).device)
-            losses = model.discriminator_loss(v)
+            losses = model.discriminator_loss(v, penalty_every if step % penalty_every == 0 else 0)
             _update(first, sum(losses.values()), rate)
             losses["generator"] = model.generator_loss(v)
             _update(second, losses["generator"], rate)
@@ -137,7 +139,9 @@ def train_gan(
             _keep(curves, losses, step)
             if watch and (step + 1) % every == 0:
                 watch(step + 1, average.module)
-    model.generator.load_state_dict(average.module.state_dict())
+        model.generator.load_state_dict(average.module.state_dict())
+        like = next(model.generator.parameters())
+        update_bn([torch.randn(200, model.latents).to(like) for _ in range(10)], model.generator)
     return dict(curves)
 
 # %% ../../nbs/13_gan.ipynb #69198960
@@ -160,25 +164,27 @@ def _keep(curves: dict[str, list[float]], losses: dict[str, Tensor], step: int) 
 
 # %% ../../nbs/13_gan.ipynb #10421ab2
 class GAN(TwoPlayers):
-    "Convolutional players for small images, sides a multiple of 4; v is [B, *shape], 0..levels - 1."
+    "Convolutional players for images, sides a multiple of 4, v [B, *shape] in 0..levels - 1; call `eval()` to sample."
 
     def __init__(
         self,
         shape: tuple[int, int, int] = (1, 28, 28),  # of the images
         latents: int = 32,  # L
-        width: int = 32,  # channels at half of the size; twice as many at a quarter
+        width: int = 16,  # channels at the full and at half of the size; twice as many at a quarter
         levels: int = 256,  # grey levels
         game: str = "relativistic",  # see `adversarial`
-        penalty: float = 1.0,  # see `TwoPlayers`
+        penalty: float = 0.2,  # see `TwoPlayers`
     ):
         c, h, w = shape
         deep, flat = 2 * width, 2 * width * (h // 4) * (w // 4)
         leaky = lambda: nn.LeakyReLU(0.2)
-        start = (nn.Linear(latents, flat), leaky(), nn.Unflatten(1, (deep, h // 4, w // 4)))
-        up = (nn.ConvTranspose2d(deep, width, 4, 2, 1), leaky(), nn.ConvTranspose2d(width, c, 4, 2, 1), nn.Tanh())
+        normed = lambda n: (nn.BatchNorm2d(n), leaky())
+        up = lambda a, b: (nn.Upsample(scale_factor=2), nn.Conv2d(a, b, 3, padding=1), *normed(b))
+        start = (nn.Linear(latents, flat), nn.Unflatten(1, (deep, h // 4, w // 4)), *normed(deep))
+        end = (nn.Conv2d(width, c, 3, padding=1), nn.Tanh())
         down = (nn.Conv2d(c, width, 4, 2, 1), leaky(), nn.Conv2d(width, deep, 4, 2, 1), leaky(), nn.Flatten())
-        discriminator = nn.Sequential(*down, nn.Linear(flat, 1))
-        super().__init__(nn.Sequential(*start, *up), discriminator, latents, game, penalty)
+        generator = nn.Sequential(*start, *up(deep, width), *up(width, width), *end)
+        super().__init__(generator, nn.Sequential(*down, nn.Linear(flat, 1)), latents, game, penalty)
         self.shape, self.levels = tuple(shape), levels
 
     def inputs(self, v: Tensor) -> Tensor:
