@@ -189,7 +189,7 @@ class GAN(TwoPlayers):
 
     def inputs(self, v: Tensor) -> Tensor:
         "Grey levels as numbers from -1 to 1."
-        return v.to(self.discriminator[0].weight.dtype) / (self.levels - 1) * 2 - 1
+        return v.to(next(self.parameters()).dtype) / (self.levels - 1) * 2 - 1
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         "n images in 0..1, [n, *shape]; one pass of the generator."
