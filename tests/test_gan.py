@@ -200,6 +200,28 @@ def test_the_penalty_counts_in_training(penalty, after):
     assert abs(model.discriminator.weight.item() - after) < 1e-3
 
 
+def test_rare_penalties_are_as_many_times_as_heavy():
+    "Every third step, three times as heavy: at step 0 known, between nothing; no penalty wanted, none paid."
+    for penalty in (0.5, 0.0):
+        model = TwoPlayers(Point(1.0), line(-0.5), 1, "non-saturating", penalty)
+        curves = train_gan(model, torch.zeros(8, 1), steps=5, batch_size=8, lr=1e-9, ema=0.5, penalty_every=3)
+        expected = 3 * penalty * 0.5**2  # gamma / 2 (R1 + R2) of a line with the slope 0.5
+        assert torch.allclose(torch.tensor(curves["penalty"]), torch.tensor([expected, 0, 0, expected, 0]), atol=1e-5)
+
+
+def test_norms_are_counted_for_the_averaged_generator():
+    "Its images in eval mode are those of a large batch in training mode, and each is drawn alone."
+    torch.manual_seed(0)
+    model = GAN((1, 8, 8), latents=4, width=4)
+    images = torch.randint(0, 256, (64, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    train_gan(model, images, steps=20, batch_size=16, lr=2e-2, ema=0.9)
+    z = torch.randn(4000, 4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        alone, three, together = model.eval().generator(z), model.generator(z[:3]), model.train().generator(z)
+    assert (alone - together).abs().mean() < 0.02 < 0.1 < together.std()
+    assert torch.allclose(three, alone[:3], atol=1e-5)
+
+
 def test_the_schedule_scales_the_steps_of_both():
     seen, model = [], TwoPlayers(Point(1.0), line(0.5), 1, "non-saturating", 0.0)
     schedule = lambda done: seen.append(done) or 0.25

@@ -109,7 +109,7 @@ class TwoPlayers(nn.Module):
 
 # %% ../../nbs/13_gan.ipynb #676c5654
 def train_gan(
-    model: TwoPlayers,  # trained in place; in the end its generator has the averaged weights, norms counted anew
+    model: TwoPlayers,  # trained in place; in the end its generator has the averaged weights
     data: Any,  # tensor, or a function `(n, generator) -> batch`, as for `fit`
     *,
     steps: int,  # updates of the generator
@@ -164,7 +164,7 @@ def _keep(curves: dict[str, list[float]], losses: dict[str, Tensor], step: int) 
 
 # %% ../../nbs/13_gan.ipynb #10421ab2
 class GAN(TwoPlayers):
-    "Convolutional players for images, sides a multiple of 4, v [B, *shape] in 0..levels - 1; call `eval()` to sample."
+    "Convolutional players, sides a multiple of 4; v is [B, *shape], 0..levels - 1; call `eval()` to sample."
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class GAN(TwoPlayers):
 
     def inputs(self, v: Tensor) -> Tensor:
         "Grey levels as numbers from -1 to 1."
-        return v.to(self.discriminator[0].weight.dtype) / (self.levels - 1) * 2 - 1
+        return v.to(next(self.parameters()).dtype) / (self.levels - 1) * 2 - 1
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         "n images in 0..1, [n, *shape]; one pass of the generator."
