@@ -135,7 +135,7 @@ def test_search_finds_lectures_by_their_word_and_functions_by_their_name(site):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     langevin, log_prob, calibrate, words = json.loads(done.stdout)
     assert langevin[0] in ("21_samplers", "lab_langevin") and "api/energy-samplers" in langevin[:5]
-    assert log_prob[0].startswith("api/") and calibrate[0] == "api/dense-your_model" and "20_energy" in words[:5]
+    assert log_prob[0].startswith("api/") and "api/dense-your_model" in calibrate[:2] and "20_energy" in words[:5]
 
 
 class Loaded(HTMLParser):
