@@ -13,12 +13,13 @@ class Showing(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.seen = 0
+        self.seen, self.encoder = 0, nn.PReLU()  # has a place, and leaves these images alone
+        self.encoder.register_forward_hook(lambda module, inputs, output: self.look(output))
 
     def normalized(self, images):
         return images
 
-    def encoder(self, images):
+    def look(self, images):
         self.seen += len(images)
         return [images]
 

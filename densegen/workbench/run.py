@@ -19,10 +19,7 @@ from datetime import date
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # it takes three seconds; the command line answers sooner
-    import torch
+from typing import Any
 
 # %% ../../nbs/01_run.ipynb #f876a0df
 class Scale(str, Enum):
