@@ -305,7 +305,7 @@ def working_copy(
 @app.command()
 def lab(
     more: Annotated[Optional[list[str]], typer.Argument(help="Options of JupyterLab, after --.")] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Start from fresh notebooks; yours are put aside.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Start from fresh notebooks; put yours aside.")] = False,
 ) -> None:
     "Open JupyterLab on the index of a working copy, the folder _lab."
     folder = working_copy(_root(), refresh)

@@ -130,6 +130,16 @@ def _filled(
     for array in made.values():
         array.flush()
 
+# %% ../../nbs/02_pictures.ipynb #4c0a0057
+def _built(home: Path, images: Sequence[Path], masks: Sequence[Path], meaning: dict[int, int]) -> None:
+    home.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix="frames-", dir=home.parent))
+    try:
+        _filled(temporary, images, masks, meaning, read_image(images[0]).shape[:2])
+        temporary.replace(home)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
 # %% ../../nbs/02_pictures.ipynb #7549f79a
 def frames_on_disk(
     images: Sequence[Path],  # of one size
@@ -142,12 +152,6 @@ def frames_on_disk(
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*images, *masks)]
     home = Path(folder) / hashlib.sha256(repr([states, sorted(meaning.items())]).encode()).hexdigest()[:16]
     if not home.exists():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix="frames-", dir=home.parent))
-        try:
-            _filled(temporary, images, masks, meaning, read_image(images[0]).shape[:2])
-            temporary.replace(home)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        _built(home, images, masks, meaning)
     x, y = (torch.from_numpy(np.load(home / f"{k}.npy", mmap_mode="c")) for k in ("images", "labels"))
     return DenseSet(x, y, torch.zeros((), dtype=torch.uint8).expand(y.shape), names, str(home))
