@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'lectures', 'news', 'run', 'keep', 'readme_text', 'readme', 'working_copy', 'lab', 'site', 'score', 'evaluate',
-           'main']
+           'train', 'export', 'main']
 
 # %% ../../nbs/97_cli.ipynb #b582de68
 import re
@@ -374,6 +374,41 @@ def evaluate(
     from densegen.course import evaluating
 
     raise typer.Exit(evaluating.evaluate_request(evaluating.Trial(dataset, folder, model, out, resize, device, trust)))
+
+# %% ../../nbs/97_cli.ipynb #811b612a
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="glow, spline-glow, residual-flow, cfm, ddpm, conv-ebm, jem, dense-hybrid.")],
+    out: Annotated[Path, typer.Option(help="Folder of this training: logs, checkpoint, weights, model card.")],
+    data: Annotated[Optional[str], typer.Option(help="Data set, instead of the recipe's.")] = None,
+    scale: Annotated[str, typer.Option(help="gpu: the paper's settings; smoke: seconds on a CPU, no data.")] = "gpu",
+    steps: Annotated[Optional[int], typer.Option(min=1, help="Updates, instead of the recipe's.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, auto ...")] = "auto",
+    devices: Annotated[Optional[int], typer.Option(min=1, help="Processes on a node; else as many as torchrun or "
+                                                   "SLURM started, or one.")] = None,
+    nodes: Annotated[Optional[int], typer.Option(min=1, help="Nodes; else as torchrun or SLURM say.")] = None,
+    strategy: Annotated[str, typer.Option(help="How processes share a model: ddp.")] = "ddp",
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed ...")] = "32-true",
+    compiled: Annotated[bool, typer.Option("--compile", help="Let torch.compile fuse the loss.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")] = False,
+) -> None:
+    "Train a published recipe; the batch is that of all processes together."
+    from densegen.course import trained
+
+    asked = trained.Job(recipe, out, data, scale, steps, seed, device, devices, nodes, strategy, precision, compiled, resume)
+    raise typer.Exit(trained.train_request(asked))
+
+# %% ../../nbs/97_cli.ipynb #7a6e9bfc
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder of a training, finished or not.")],
+    device: Annotated[str, typer.Option(help="Where it is measured: cpu, cuda, auto ...")] = "auto",
+) -> None:
+    "Weights and model card from the checkpoint of a training; of a detector also the file that `score` reads."
+    from densegen.course import trained
+
+    raise typer.Exit(trained.export_request(out, device))
 
 # %% ../../nbs/97_cli.ipynb #b9ea203c
 def main() -> None:
