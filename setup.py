@@ -29,6 +29,7 @@ setup(
         "dev": [word for part in ("dev", "score", "homework") for word in cfg[f"{part}_requirements"].split()],
         "score": cfg["score_requirements"].split(),
         "homework": cfg["homework_requirements"].split(),
+        "logs": cfg["logs_requirements"].split(),
         "peers": cfg["peer_requirements"].split(),
     },
     entry_points={

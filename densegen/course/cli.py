@@ -378,7 +378,8 @@ def evaluate(
 # %% ../../nbs/97_cli.ipynb #811b612a
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="glow, spline-glow, residual-flow, cfm, ddpm, conv-ebm, jem, dense-hybrid.")],
+    recipe: Annotated[str, typer.Argument(help="glow, spline-glow, residual-flow, cfm, ddpm, conv-ebm, jem, "
+                                          "dense-hybrid.")],
     out: Annotated[Path, typer.Option(help="Folder of this training: logs, checkpoint, weights, model card.")],
     data: Annotated[Optional[str], typer.Option(help="Data set, instead of the recipe's.")] = None,
     scale: Annotated[str, typer.Option(help="gpu: the paper's settings; smoke: seconds on a CPU, no data.")] = "gpu",
@@ -396,8 +397,8 @@ def train(
     "Train a published recipe; the batch is that of all processes together."
     from densegen.course import trained
 
-    asked = trained.Job(recipe, out, data, scale, steps, seed, device, devices, nodes, strategy, precision, compiled, resume)
-    raise typer.Exit(trained.train_request(asked))
+    hardware = (device, devices, nodes, strategy, precision, compiled)
+    raise typer.Exit(trained.train_request(trained.Job(recipe, out, data, scale, steps, seed, *hardware, resume)))
 
 # %% ../../nbs/97_cli.ipynb #7a6e9bfc
 @app.command()

@@ -6,33 +6,42 @@
 __all__ = ['RECIPES', 'Kind', 'Recipe', 'Data', 'data_for', 'glow', 'spline_glow', 'residual_flow', 'cfm', 'ddpm', 'FromPixels',
            'conv_ebm', 'jem', 'dense_hybrid', 'recipe_named', 'built']
 
-# %% ../../nbs/91_recipes.ipynb #6bbed737
+# %% ../../nbs/91_recipes.ipynb #7a14e90b
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+# %% ../../nbs/91_recipes.ipynb #c71bc0b7
 from typing import Any, NamedTuple
 
-# %% ../../nbs/91_recipes.ipynb #4ea3ee53
+# %% ../../nbs/91_recipes.ipynb #e58d0ac9
 import torch
 from torch import Tensor, nn
 
+# %% ../../nbs/91_recipes.ipynb #064a41a3
 from ..anomaly.scores import rank_metrics
 from ..dense.closed_set import frozen_ladder
 from ..dense.dense_hybrid import DenseHybrid
+
+# %% ../../nbs/91_recipes.ipynb #87f3c65a
 from ..dense.photo_negatives import mixed_crops, photo_pieces, photographs, road_frames
 from ..dense.roads import road_anomaly
 
-# %% ../../nbs/91_recipes.ipynb #a15ae6b4
+# %% ../../nbs/91_recipes.ipynb #51f07b62
 from ..energy.energy import EnergyModel
 from ..energy.jem import JEM, JointLoss
 from ..energy.learning import ContrastiveDivergence, Learner, conv_energy_net
+
+# %% ../../nbs/91_recipes.ipynb #a980fac2
 from ..energy.samplers import Langevin, ReplayBuffer
 from ..families.diffusion import Diffusion
 
-# %% ../../nbs/91_recipes.ipynb #65e8325f
+# %% ../../nbs/91_recipes.ipynb #d7b1a2a8
 from ..flows.bijections import Affine, Compose, StandardNormal
 from ..flows.continuous import ImageFlowMatching
 from ..flows.coupling import Spline
+
+# %% ../../nbs/91_recipes.ipynb #d9d61efe
 from ..flows.dequantization import ImageFlow, Logit, multiscale
 from ..flows.glow import Glow
 from ..flows.residual import ResidualBlock, lipschitz_net
@@ -50,7 +59,7 @@ class Kind(NamedTuple):
     levels: int = 256  # grey levels, values are 0 .. levels - 1
     classes: int = 10  # how many
 
-# %% ../../nbs/91_recipes.ipynb #e45f6d9d
+# %% ../../nbs/91_recipes.ipynb #34c46a8a
 @dataclass(frozen=True)
 class Recipe:
     "A published training: model, data, settings; all numbers are those of the paper unless `differs` says otherwise."
@@ -62,7 +71,7 @@ class Recipe:
     small: dict[str, Any]  # the same at scale smoke
     training: dict[str, Any]  # settings of `fit`; `batch_size` is that of all processes, `warmup` counts updates
     steps: int  # updates
-    measure: Callable[[nn.Module, Any], dict[str, float]]  # (model, held-out data) -> numbers; the first: lower is better
+    measure: Callable[[nn.Module, Any], dict[str, float]]  # (model, data) -> numbers; the first: lower is better
     data: str = "cifar10"  # data set that it is trained on
     labels: bool = False  # whether it learns from labels
     gathers: int = 1000  # items for one look at the validation data
@@ -78,11 +87,11 @@ class Data(NamedTuple):
     name: str
     licence: str
 
-# %% ../../nbs/91_recipes.ipynb #9254c374
+# %% ../../nbs/91_recipes.ipynb #341ed9c4
 def _licence(name: str) -> str:
     return next(row["licence"] for row in datasets() if row["name"] == name)
 
-
+# %% ../../nbs/91_recipes.ipynb #56fc57f3
 def _image_data(name: str, labels: bool) -> Data:
     "Images by name, with or without their labels."
     train, test = images(name, "train"), images(name, "test")
@@ -90,7 +99,8 @@ def _image_data(name: str, labels: bool) -> Data:
     held = min(5000, len(train) // 20)
     part = lambda data, index: (data.images[index], data.labels[index]) if labels else data.images[index]
     kind = Kind(tuple(train.images.shape[1:]), train.levels, len(train.names))
-    return Data(part(train, order[held:]), part(train, order[:held]), part(test, slice(None)), kind, name, _licence(name))
+    fresh, check = part(train, order[held:]), part(train, order[:held])
+    return Data(fresh, check, part(test, slice(None)), kind, name, _licence(name))
 
 # %% ../../nbs/91_recipes.ipynb #0965e4f9
 def _road_data(name: str, crop: int) -> Data:
@@ -113,14 +123,14 @@ def data_for(
     name = name or (("streets" if dense else "digits") if small else recipe.data)
     return _road_data(name, 64 if small else 320) if dense else _image_data(name, recipe.labels)
 
-# %% ../../nbs/91_recipes.ipynb #591f6081
+# %% ../../nbs/91_recipes.ipynb #d6a58883
 def _parts(data: Any, model: nn.Module, size: int = 250):
     "Batches on the device of a model."
     where = next(model.parameters()).device
     for part in zip(*(t.split(size) for t in (data if isinstance(data, tuple) else (data,)))):
         yield [t.to(where) for t in part]
 
-
+# %% ../../nbs/91_recipes.ipynb #d64ac013
 def _pixels(v: Tensor, levels: int) -> Tensor:
     "Integer images as numbers in -1..1, as energies see them."
     return v.float() * (2 / (levels - 1)) - 1
@@ -162,12 +172,12 @@ def _anomalies(detector: nn.Module, data: Any) -> dict[str, float]:
     found = rank_metrics(scores, data.anomaly, ignore=255)
     return {"1 - AP": 1 - found.average_precision, "FPR95": found.fpr_at_tpr}
 
-# %% ../../nbs/91_recipes.ipynb #7002e894
+# %% ../../nbs/91_recipes.ipynb #bb52bca3
 def glow(kind: Kind, levels: int, steps: int, width: int) -> Glow:
     "Affine couplings."
     return Glow(kind.shape, levels, steps, width, grey_levels=kind.levels)
 
-
+# %% ../../nbs/91_recipes.ipynb #7d5c7a91
 def spline_glow(kind: Kind, levels: int, steps: int, width: int, bins: int, limit: float) -> Glow:
     "Rational-quadratic couplings in the same frame."
     return Glow(kind.shape, levels, steps, width, grey_levels=kind.levels, transform=Spline(bins, limit))
@@ -185,12 +195,12 @@ def residual_flow(kind: Kind, levels: int, blocks: int, width: int, coeff: float
 
     return ImageFlow(Compose(Logit(), multiscale(channels, levels, level)), StandardNormal(kind.shape), kind.levels)
 
-# %% ../../nbs/91_recipes.ipynb #a0f19739
+# %% ../../nbs/91_recipes.ipynb #966b127b
 def cfm(kind: Kind, width: int, pairs: str) -> ImageFlowMatching:
     "Flow matching along straight ways."
     return ImageFlowMatching(kind.shape, width, kind.levels, pairs=pairs)
 
-
+# %% ../../nbs/91_recipes.ipynb #c1a448fb
 def ddpm(kind: Kind, width: int, steps: int, predict: str) -> Diffusion:
     "Denoising diffusion."
     return Diffusion(kind.shape, width, kind.levels, steps, predict)
@@ -220,13 +230,13 @@ def _persistent(kind: Kind, chains: int, walk: int, step: float, noise: float, p
     buffer = ReplayBuffer(chains, kind.shape, reinit=0.05)
     return ContrastiveDivergence(Langevin(step, noise), walk, "buffer", buffer, penalty)
 
-# %% ../../nbs/91_recipes.ipynb #998b80f1
+# %% ../../nbs/91_recipes.ipynb #ace64bcc
 def conv_ebm(kind: Kind, width: int, chains: int, walk: int, step: float, noise: float, penalty: float) -> FromPixels:
     "An energy, by persistent contrastive divergence."
     network = EnergyModel(conv_energy_net(kind.shape[0], kind.shape[1], width))
     return FromPixels(network, _persistent(kind, chains, walk, step, noise, penalty), kind.levels)
 
-
+# %% ../../nbs/91_recipes.ipynb #4f66e7c2
 def jem(kind: Kind, width: int, chains: int, walk: int, step: float, noise: float, penalty: float) -> FromPixels:
     "A classifier that is an energy, too."
     network = JEM(conv_energy_net(kind.shape[0], kind.shape[1], width, kind.classes))
@@ -261,13 +271,13 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
-# %% ../../nbs/91_recipes.ipynb #fe02a7d1
+# %% ../../nbs/91_recipes.ipynb #3f7ddc4c
 RECIPES["spline-glow"] = Recipe(
     paper="Durkan et al., NeurIPS 2019; settings: cifar-10-8bit.json of bayesiains/nsf",
     published="3.38 bits/dim on CIFAR-10",
     differs="Glow's three-layer networks in place of residual ones with dropout 0.2, so they are wider",
     make=spline_glow,
-    model={"levels": 3, "steps": 7, "width": 256, "bins": 4, "limit": 3.0},  # code; width ours, code: 96 in residual nets
+    model={"levels": 3, "steps": 7, "width": 256, "bins": 4, "limit": 3.0},  # code; width ours
     small={"levels": 2, "steps": 1, "width": 8, "bins": 4, "limit": 3.0},
     training={
         "lr": 5e-4,  # code: learning_rate

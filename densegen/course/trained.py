@@ -5,28 +5,34 @@
 # %% auto #0
 __all__ = ['Job', 'train_recipe', 'load_trained', 'export_trained', 'train_request', 'export_request']
 
-# %% ../../nbs/91_trained.ipynb #11816e16
+# %% ../../nbs/91_trained.ipynb #d1e5e90a
 import json
 import os
 import subprocess
+
+# %% ../../nbs/91_trained.ipynb #33643574
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# %% ../../nbs/91_trained.ipynb #5dd80391
+# %% ../../nbs/91_trained.ipynb #8c88e16e
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+# %% ../../nbs/91_trained.ipynb #934b5321
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-# %% ../../nbs/91_trained.ipynb #e4936a80
+# %% ../../nbs/91_trained.ipynb #eec983c4
 from .console import console, say
 from .recipes import Data, FromPixels, Kind, Recipe, built, data_for, recipe_named
 from ..dense.detector_file import save_detector
+
+# %% ../../nbs/91_trained.ipynb #6b911416
 from ..flows.glow import Glow
 from ..workbench.checkpoint import CheckpointError, read_checkpoint, same_form
 from ..workbench.run import Scale, pick_device, seed_everything, write_atomic
@@ -126,11 +132,11 @@ def _settings(job: Job, recipe: Recipe, fabric: Fabric) -> dict:
     return given | {"steps": steps, "batch_size": size // fabric.world_size, "schedule": schedule,
                     "every": max(1, steps // 100 if steps > 1000 else 10)}
 
-# %% ../../nbs/91_trained.ipynb #84d5710a
+# %% ../../nbs/91_trained.ipynb #9e5c3b30
 def train_recipe(
     job: Job,
 ) -> dict[str, float]:  # what was measured on the test data; empty in all processes but the first
-    "Train a recipe in its folder; raises what `fit` raises, `CheckpointError`, `DataNotFound`, `KeyError`, `ValueError`."
+    "Train a recipe in its folder; raises what `fit` raises, `DataNotFound`, `KeyError`."
     recipe, scale = recipe_named(job.recipe), Scale(job.scale)
     if scale not in (Scale.smoke, Scale.gpu):
         raise ValueError(f"scale: expected smoke or gpu, for which recipes have settings; got {job.scale}")
@@ -202,12 +208,12 @@ model = load_trained("model.safetensors")
 ```
 """
 
-# %% ../../nbs/91_trained.ipynb #0e4bbcd2
+# %% ../../nbs/91_trained.ipynb #1b5055a2
 def _kept(model: nn.Module) -> nn.Module:
     "The part of what was trained that a user wants."
     return model.model if isinstance(model, FromPixels) else model
 
-
+# %% ../../nbs/91_trained.ipynb #8bcc7cbc
 def _written(out: Path, model: nn.Module, config: dict, recipe: Recipe, data: Data, device: Any) -> dict[str, float]:
     "Measure on the test data; write weights and card."
     seed_everything(config["seed"])
@@ -219,7 +225,7 @@ def _written(out: Path, model: nn.Module, config: dict, recipe: Recipe, data: Da
     write_atomic(out / "README.md", _card(config, metrics, recipe, size).encode())
     return metrics
 
-# %% ../../nbs/91_trained.ipynb #6fdb1e35
+# %% ../../nbs/91_trained.ipynb #8e496ae5
 _LARGEST = 4096  # of any whole number in a note: channels, sides, steps
 
 
@@ -227,7 +233,7 @@ def _number(value: Any, like: Any) -> bool:
     "Whether a setting is of the type of the recipe's own, and of a size that can be built."
     return type(value) is type(like) and (not isinstance(value, (int, float)) or 0 <= value <= _LARGEST)
 
-
+# %% ../../nbs/91_trained.ipynb #d034bf87
 def _read_note(text: str) -> tuple[Recipe, Kind, dict]:
     "Recipe, kind of data and settings; `ValueError` for anything that is not as `_config` writes it."
     note = json.loads(text[:100_000])
@@ -294,7 +300,7 @@ def _exit_code(work) -> int:
     say(line)
     return code
 
-# %% ../../nbs/91_trained.ipynb #2253656e
+# %% ../../nbs/91_trained.ipynb #d0fa3bb6
 def train_request(
     job: Job,
 ) -> int:  # exit code
@@ -308,7 +314,7 @@ def train_request(
 
     return _exit_code(work)
 
-
+# %% ../../nbs/91_trained.ipynb #2b08c70e
 def export_request(
     out: Path,  # folder of a training
     device: str,
