@@ -27,7 +27,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-# %% ../../nbs/91_trained.ipynb #eec983c4
+# %% ../../nbs/91_trained.ipynb #1525fcad
+import densegen
 from .console import console, say
 from .recipes import Data, FromPixels, Kind, Recipe, built, data_for, recipe_named
 from ..dense.detector_file import save_detector
@@ -166,10 +167,10 @@ def _fit(fabric: Fabric, model: nn.Module, data: Data, job: Job, settings: dict)
         for logger in fabric.loggers:
             logger.finalize("")
 
-# %% ../../nbs/91_trained.ipynb #749f36ab
+# %% ../../nbs/91_trained.ipynb #58dce2be
 def _origin() -> str:
     "The version of the package; in a checkout also the commit, with -dirty where files differ from it."
-    root = Path(__file__).parents[2]
+    root = Path(densegen.__file__).parents[1]
     words = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     found = subprocess.run(words, capture_output=True, text=True) if (root / ".git").exists() else None
     commit = f", commit {found.stdout.strip()}" if found and found.returncode == 0 else ""
