@@ -172,20 +172,26 @@ def _anomalies(detector: nn.Module, data: Any) -> dict[str, float]:
     found = rank_metrics(scores, data.anomaly, ignore=255)
     return {"1 - AP": 1 - found.average_precision, "FPR95": found.fpr_at_tpr}
 
-# %% ../../nbs/91_recipes.ipynb #bb52bca3
+# %% ../../nbs/91_recipes.ipynb #d213e76d
+def _levels(kind: Kind, most: int) -> int:
+    "As many scales as the sides can be halved: two for MNIST's 28 pixels where a recipe has three."
+    return max(k for k in range(most + 1) if all(side % 2**k == 0 for side in kind.shape[1:]))
+
+# %% ../../nbs/91_recipes.ipynb #e6a83285
 def glow(kind: Kind, levels: int, steps: int, width: int) -> Glow:
     "Affine couplings."
-    return Glow(kind.shape, levels, steps, width, grey_levels=kind.levels)
+    return Glow(kind.shape, _levels(kind, levels), steps, width, grey_levels=kind.levels)
 
-# %% ../../nbs/91_recipes.ipynb #7d5c7a91
+# %% ../../nbs/91_recipes.ipynb #53096950
 def spline_glow(kind: Kind, levels: int, steps: int, width: int, bins: int, limit: float) -> Glow:
     "Rational-quadratic couplings in the same frame."
-    return Glow(kind.shape, levels, steps, width, grey_levels=kind.levels, transform=Spline(bins, limit))
+    size = {"levels": _levels(kind, levels), "steps": steps, "width": width}
+    return Glow(kind.shape, **size, grey_levels=kind.levels, transform=Spline(bins, limit))
 
-# %% ../../nbs/91_recipes.ipynb #4ff45edf
+# %% ../../nbs/91_recipes.ipynb #8374d348
 def residual_flow(kind: Kind, levels: int, blocks: int, width: int, coeff: float) -> ImageFlow:
     "Residual blocks at several scales; their log-determinants by roulette."
-    channels, height, breadth = kind.shape
+    (channels, height, breadth), levels = kind.shape, _levels(kind, levels)
     sides = iter([(height >> k, breadth >> k) for k in range(1, levels + 1)])
 
     def level(c: int) -> Compose:

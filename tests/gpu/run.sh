@@ -2,13 +2,13 @@
 # All that can be learnt from a machine with a GPU in nine minutes: tests/gpu/run.sh [FOLDER_OF_WHEELS]
 #
 #   DEVICE=cuda    or "cpu", or "pretend": the CPU under another name (tests/gpu/pretend.cpp), strict as CUDA is
-#   MINUTES=5      of the training; JOBS=8 lectures at a time; LECTURES="11 33" for a few; OUT=gpu_report
+#   RECIPE=glow    what is trained, any of `densegen train`; MINUTES=5 of it; JOBS=8 lectures at a time; LECTURES="11 33" for a few; OUT=gpu_report
 #
 # Writes $OUT/report.md: the card, the contracts, the speeds, the training, the lectures. Needs Python 3.11 or later with
 # PyTorch; whatever else is missing is taken from the wheels, without a network.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-DEVICE=${DEVICE:-cuda} MINUTES=${MINUTES:-5} JOBS=${JOBS:-8} LECTURES=${LECTURES:-} OUT=${OUT:-gpu_report}
+DEVICE=${DEVICE:-cuda} RECIPE=${RECIPE:-glow} MINUTES=${MINUTES:-5} JOBS=${JOBS:-8} LECTURES=${LECTURES:-} OUT=${OUT:-gpu_report}
 PYTHON=${PYTHON:-python3}
 mkdir -p "$OUT"
 export OUT PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$PWD/tests/gpu:$PWD/tests/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
@@ -58,7 +58,7 @@ timeout 150 "$PYTHON" tests/benchmarks/gpu.py --device "$on" $size >> "$report" 
 say
 say "## Training, while the lectures run"
 say
-timeout $((${MINUTES%.*} * 60 + 90)) "$PYTHON" tests/gpu/training.py "$DEVICE" "$MINUTES" > "$OUT/training.md" 2> "$OUT/training.log" &
+timeout $((${MINUTES%.*} * 60 + 150)) "$PYTHON" tests/gpu/training.py "$DEVICE" "$MINUTES" "$RECIPE" > "$OUT/training.md" 2> "$OUT/training.log" &
 training=$!
 
 [ "$DEVICE" != pretend ] || export PYTHONPATH="$PWD/tests/gpu/hook:$PYTHONPATH"
