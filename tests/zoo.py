@@ -8,6 +8,7 @@ from densegen.energy.energy import EnergyModel, QuadratureEBM, energy_net
 from densegen.energy.jem import JEM, smooth_classifier
 from densegen.energy.learning import RBM, conv_energy_net
 from densegen.energy.samplers import Ising
+from densegen.flows.autoregressive import MaskedAutoregressive
 from densegen.flows.bijections import (
     Affine,
     Bijection,
@@ -23,14 +24,13 @@ from densegen.flows.coupling import (
     Coupling,
     Couplings,
     ImageCoupling,
-    MaskedAutoregressive,
     RealNVP,
     Shift,
-    Spline,
 )
 from densegen.flows.dequantization import ConditionalPrior, ImageFlow, OnFirstHalf, multiscale
 from densegen.flows.glow import ActNorm, Glow, GlowStep, GlowSteps, InvertibleConv
 from densegen.flows.residual import ResidualBlock, ResidualFlow, lipschitz_net, tighten
+from densegen.flows.splines import Spline
 
 
 @dataclass
