@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import BIJECTIONS, DENSITIES, randomized, trained
 
+from densegen.flows.autoregressive import MaskedAutoregressive
 from densegen.flows.bijections import Bijection, Compose, Flow, Permutation, StandardNormal, StandardUniform, reference_ladj
-from densegen.flows.coupling import Coupling, MaskedAutoregressive, RealNVP, Spline
+from densegen.flows.coupling import Coupling, RealNVP
+from densegen.flows.splines import Spline
 
 bijections = pytest.mark.parametrize("case", BIJECTIONS.values(), ids=BIJECTIONS)
 densities = pytest.mark.parametrize("case", DENSITIES.values(), ids=DENSITIES)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from zoo import randomized
 
 from densegen.flows.bijections import Compose, StandardNormal, StandardUniform, reference_ladj
-from densegen.flows.coupling import ImageCoupling, Spline
+from densegen.flows.coupling import ImageCoupling
 from densegen.flows.dequantization import (
     ImageFlow,
     Logit,
@@ -22,6 +22,7 @@ from densegen.flows.dequantization import (
     multiscale,
 )
 from densegen.flows.glow import ActNorm, ClassNormal, Glow, GlowSteps, InvertibleConv
+from densegen.flows.splines import Spline
 
 
 def little(**options) -> Glow:

@@ -8,6 +8,7 @@ from densegen.energy.energy import EnergyModel, QuadratureEBM, energy_net
 from densegen.energy.jem import JEM, smooth_classifier
 from densegen.energy.learning import RBM, conv_energy_net
 from densegen.energy.samplers import Ising
+from densegen.flows.autoregressive import MAF, MaskedAutoregressive
 from densegen.flows.bijections import (
     Affine,
     Bijection,
@@ -23,14 +24,14 @@ from densegen.flows.coupling import (
     Coupling,
     Couplings,
     ImageCoupling,
-    MaskedAutoregressive,
     RealNVP,
     Shift,
-    Spline,
 )
 from densegen.flows.dequantization import ConditionalPrior, ImageFlow, OnFirstHalf, multiscale
 from densegen.flows.glow import ActNorm, Glow, GlowStep, GlowSteps, InvertibleConv
 from densegen.flows.residual import ResidualBlock, ResidualFlow, lipschitz_net, tighten
+from densegen.flows.tarflow import CausalBlock, Patches, TarFlow
+from densegen.flows.splines import Spline
 
 
 @dataclass
@@ -73,6 +74,9 @@ BIJECTIONS = {
     "whole glow": Case(lambda: Glow((1, 4, 4), levels=2, steps=2, width=8).bijection, (1, 4, 4)),
     "glow steps": Case(lambda: GlowSteps(4, steps=3, width=8), (4, 2, 2)),
     "couplings with context": Case(lambda: Couplings(2, layers=3, width=8, context=2), (2,), 2),
+    "patches": Case(lambda: Patches((2, 4, 2), 2), (2, 4, 2)),
+    "causal block": Case(lambda: CausalBlock((4, 3), width=8, heads=2), (4, 3)),
+    "causal block, turned": Case(lambda: CausalBlock((3, 2), width=8, heads=2, flip=True), (3, 2)),
     "residual block": Case(lambda: ResidualBlock(lipschitz_net((3,), 8), ladj="exact"), (3,)),
     "residual block of images": Case(lambda: ResidualBlock(lipschitz_net((1, 3, 4), 4), ladj="exact"), (1, 3, 4)),
 }
@@ -86,6 +90,8 @@ DENSITIES = {
     "energy by quadrature": Case(lambda: QuadratureEBM(2, width=8, limit=8.0, points=160), (2,)),
     "spline flow": Case(lambda: RealNVP(2, layers=4, width=16, transform=Spline(bins=4)), (2,)),
     "autoregressive flow": Case(lambda: Flow(MaskedAutoregressive(2, width=8), StandardNormal(2)), (2,)),
+    "maf": Case(lambda: MAF(2, layers=3, width=8), (2,)),
+    "tarflow": Case(lambda: TarFlow((1, 4, 4), patch=2, width=8, blocks=2, depth=1, heads=2), (1, 4, 4)),
     "flow of images": Case(lambda: ImageFlow(CheckerboardCoupling(1, width=8), StandardNormal((1, 4, 4))), (1, 4, 4)),
     "glow": Case(lambda: Glow((1, 2, 2), levels=1, steps=2, width=8), (1, 2, 2)),
     "glow with classes": Case(lambda: Glow((1, 4, 4), levels=1, steps=2, width=8, classes=3), (1, 4, 4)),
