@@ -30,8 +30,8 @@ from densegen.flows.coupling import (
 from densegen.flows.dequantization import ConditionalPrior, ImageFlow, OnFirstHalf, multiscale
 from densegen.flows.glow import ActNorm, Glow, GlowStep, GlowSteps, InvertibleConv
 from densegen.flows.residual import ResidualBlock, ResidualFlow, lipschitz_net, tighten
+from densegen.flows.splines import LogisticMixture, Spline
 from densegen.flows.tarflow import CausalBlock, Patches, TarFlow
-from densegen.flows.splines import Spline
 
 
 @dataclass
@@ -60,6 +60,7 @@ BIJECTIONS = {
     "couplings": Case(lambda: Couplings(3, layers=4, width=8), (3,)),
     "additive coupling": Case(lambda: Coupling(3, width=8, transform=Shift()), (3,)),
     "spline coupling": Case(lambda: Coupling(3, width=8, transform=Spline(bins=4)), (3,)),
+    "mixture coupling": Case(lambda: Coupling(3, width=8, transform=LogisticMixture(parts=3)), (3,)),
     "autoregressive": Case(lambda: MaskedAutoregressive(4, width=8), (4,)),
     "autoregressive spline": Case(lambda: MaskedAutoregressive(3, width=8, transform=Spline(bins=3)), (3,)),
     "image coupling": Case(lambda: ImageCoupling(3, width=8), (3, 2, 4)),
