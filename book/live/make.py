@@ -48,9 +48,9 @@ def write(name: str, data) -> None:
     (LIVE / f"{name}_data.js").write_text(f'{said}if (typeof module !== "undefined") module.exports = {{ {constant} }};\n')
 
 
-def trained(model, data, seed: int, steps: int = 4000):
+def trained(model, data, seed: int, steps: int = 2500):
     "A model of the plane after training."
-    return fit(model, data, steps=steps, batch_size=512, lr=3e-3, schedule=cosine(), ema=0.995, clip=10.0, seed=seed) and model.eval()
+    return fit(model, data, steps=steps, batch_size=256, lr=3e-3, schedule=cosine(), ema=0.995, clip=10.0, seed=seed) and model.eval()
 
 
 def coupling_flow() -> RealNVP:
@@ -66,13 +66,13 @@ def layers() -> None:
 def fields() -> list[nn.Module]:
     "The field of independent pairs, and that of one round of reflow."
     torch.manual_seed(0)
-    first = trained(FlowMatching(VectorField(2, width=40, layers=2), 2), density2d("pinwheel").sample, 0)
+    first = trained(FlowMatching(VectorField(2, width=40, layers=2), 2), density2d("pinwheel").sample, 0, steps=1500)
     noise = torch.randn(50_000, 2, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ends = walk(first.bijection.field, noise, 0.0, 1.0, 100, "midpoint")
     field = VectorField(2, width=40, layers=2)
     field.load_state_dict(first.bijection.field.state_dict())
-    second = trained(FlowMatching(field, 2), (ends, noise), 1)
+    second = trained(FlowMatching(field, 2), (ends, noise), 1, steps=1500)
     return [first.bijection.field, second.bijection.field]
 
 
@@ -96,7 +96,7 @@ def latents() -> None:
     torch.manual_seed(0)
     glow = Glow((1, 8, 8), levels=2, steps=4, width=64, classes=10, grey_levels=17).initialize(train.images[:256])
     options = {"ema": 0.995, "clip": 50.0, "schedule": cosine(), "lr": 2e-3, "batch_size": 128}
-    fit(glow.train(), (train.images, train.labels), steps=700, seed=0, **options)
+    fit(glow.train(), (train.images, train.labels), steps=500, seed=0, **options)
     judge = LogisticRegression(C=0.1, max_iter=2000).fit(train.images.flatten(1) / 16.0, train.labels)
     sure = torch.from_numpy(judge.predict_proba(held.images.flatten(1) / 16.0)).gather(1, held.labels[:, None])[:, 0]
     best = torch.stack([sure.masked_fill(held.labels != digit, 0).argmax() for digit in range(10)])
