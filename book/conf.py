@@ -67,7 +67,7 @@ LIVE = [
      "together: where is the thread between the moons made, and what does a low temperature do to it?"),
     ("33_glow", "Arithmetic with attributes", "latents",
      "A digit 3, a digit 8, a mixture of their latents, the same mixture of their pixels, and 25 small mixtures.",
-     "The coarse latents are the last level's sixteen, the fine ones the other 48. Move one share at a time: which of "
+     "The coarse latents are the 32 of the last level, the fine ones the other 32. Move one share at a time: which of "
      "the two decides what digit the judge reads? Compare the middle with that of the pixels."),
     ("37_continuous", "Few steps", "stream",
      "Grey points of noise, blue particles at the ends of thin lines in a pinwheel; beside it two falling curves of errors.",

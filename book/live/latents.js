@@ -53,8 +53,8 @@ const FAR = { min: 0, max: 4, step: 1, value: 2 };
 const LATENTS_KNOBS = [
   { name: "first", label: "from the digit", min: 0, max: 9, step: 1, value: 3 },
   { name: "second", label: "to the digit", min: 0, max: 9, step: 1, value: 8 },
-  { name: "coarse", label: "quarters of the way, coarse latents", ...FAR },
-  { name: "fine", label: "quarters of the way, fine latents", ...FAR },
+  { name: "coarse", label: "quarters, coarse latents", ...FAR },
+  { name: "fine", label: "quarters, fine latents", ...FAR },
 ];
 
 {
