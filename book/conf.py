@@ -57,6 +57,26 @@ LIVE = [
     ("21_samplers", "Slow in high dimension", "particles",
      "Three round wells twice; 150 blue and 150 orange points that began in the lower left one are spread over them.",
      "All particles start in one well. Which sampler reaches the others first, and what does each slider change?"),
+    ("22_learning", "Score matching", "phantoms",
+     "Two orange bells of data; a blue model with a third, tall mode to the right; lines of chains that stay at the data.",
+     "The tall mode at the right is a phantom: no data are there. Learn with chains from the data: what do they do to it? "
+     "Then let a tenth of the chains begin anywhere, and learn again. How many steps k would do the same?"),
+    ("31_coupling", "Digits: from pixels to a density", "layers",
+     "Left a cloud of coloured points in circles; right the same points and circles, bent to two moons.",
+     "Undo one coupling after the other: each moves points along one axis only. The moons are apart, the latents hang "
+     "together: where is the thread between the moons made, and what does a low temperature do to it?"),
+    ("33_glow", "Arithmetic with attributes", "latents",
+     "A digit 3, a digit 8, a mixture of their latents, the same mixture of their pixels, and 25 small mixtures.",
+     "The coarse latents are the 32 of the last level, the fine ones the other 32. Move one share at a time: which of "
+     "the two decides what digit the judge reads? Compare the middle with that of the pixels."),
+    ("37_continuous", "Few steps", "stream",
+     "Grey points of noise, blue particles at the ends of thin lines in a pinwheel; beside it two falling curves of errors.",
+     "Begin with one Euler step: where does all the noise go, and why there? How many steps does the first field need "
+     "until the arms are right, and how many after reflow?"),
+    ("52_metrics", "An interval over images", "threshold",
+     "A road with sheep, cells coloured as found, missed and false alarms; beside it a ROC curve with a point.",
+     "Lower the threshold until 95 % of the anomaly is found: what does it cost in false alarms? Keep that threshold "
+     "and change the photograph: does it find as much there?"),
 ]
 MODULES = api.modules()
 METHODS = links.methods(MODULES)
@@ -238,7 +258,8 @@ def prepare(app, page, source) -> None:
 
 def finish_page(app, page, template, context, doctree) -> None:
     here = [name for at, _, name, _, _ in LIVE if at == page]
-    for script in ["live", *here] if here else []:
+    data = [f"{name}_data" for name in here if (BOOK / "live" / f"{name}_data.js").exists()]
+    for script in ["live", *data, *here] if here else []:
         app.add_js_file(f"{script}.js", loading_method="defer")
     if page.startswith("api/"):
         context["furo_navigation_tree"] = api.contents(next((m for m in MODULES if m.page == page), None), MODULES)

@@ -202,7 +202,8 @@ needs_node = pytest.mark.skipif(NODE is None, reason="no node on PATH: the scrip
 
 def script(code):
     "What an expression in JavaScript gives, through JSON; `at` holds the exports of the book's scripts."
-    names = ["live/live.js", "live/change.js", "live/forces.js", "live/particles.js", "static/book.js"]
+    live = [f"live/{name}.js" for name in dict.fromkeys(["live", *[name for _, _, name, _, _ in conf.LIVE]])]
+    names = [*live, "static/book.js"]
     requires = ", ".join(f"...require({json.dumps(str(ROOT / 'book' / name))})" for name in names)
     done = subprocess.run([NODE, "-e", f"const at = {{{requires}}}; console.log(JSON.stringify({code}))"],
                           capture_output=True, text=True, timeout=60)
@@ -271,7 +272,7 @@ def test_live_hmc_finds_the_spread_of_its_temperature(heat):
 def test_still_pictures_are_those_of_the_scripts(tmp_path):
     shutil.copytree(ROOT / "book" / "live", tmp_path / "live")
     subprocess.run([NODE, tmp_path / "live" / "static.js"], check=True, timeout=60)
-    for name in ("change", "forces", "particles"):
+    for _, _, name, _, _ in conf.LIVE:
         made, kept = ((folder / f"{name}.svg").read_text() for folder in (tmp_path / "live", ROOT / "book" / "live"))
         number = re.compile(r"-?\d+(?:\.\d+)?")
         assert number.sub("0", made) == number.sub("0", kept)

@@ -29,6 +29,27 @@ function uniform(seed) {
 }
 const normal = (random) => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
 
+// numbers that a figure carries along as base64: bytes, or float32
+const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const floats = (text) => new Float32Array(bytes(text).buffer);
+
+// a network from its linear layers [[inputs, outputs, weights row by row and then biases], ...]: a vector to a vector
+function network(layers, activation) {
+  const read = layers.map(([inputs, outputs, text]) => [inputs, outputs, floats(text)]);
+  return (x) => {
+    read.forEach(([inputs, outputs, w], depth) => {
+      const next = new Array(outputs);
+      for (let o = 0; o < outputs; o++) {
+        let sum = w[inputs * outputs + o];
+        for (let i = 0; i < inputs; i++) sum += w[o * inputs + i] * x[i];
+        next[o] = depth < read.length - 1 ? activation(sum) : sum;
+      }
+      x = next;
+    });
+    return x;
+  };
+}
+
 // rows of a label, a native slider and its value; `changed` is called with all values whenever one moves
 function sliders(figure, knobs, changed) {
   const values = {};
@@ -46,6 +67,13 @@ function sliders(figure, knobs, changed) {
   return values;
 }
 
+function button(figure, name, act) {
+  const made = Object.assign(document.createElement("button"), { type: "button", textContent: name });
+  made.addEventListener("click", () => act(made));
+  figure.append(made);
+  return made;
+}
+
 // the figure of a name, emptied, with a place for its picture; nothing where the page has none
 function place(name) {
   const figure = typeof document === "undefined" ? null : document.getElementById(`live-${name}`);
@@ -57,4 +85,4 @@ function place(name) {
   return { figure, picture, text };
 }
 
-if (typeof module !== "undefined") module.exports = { tag, svg, path, uniform, normal, sliders, place, INK, BLUE, ORANGE, GREEN };
+if (typeof module !== "undefined") module.exports = { tag, svg, path, uniform, normal, bytes, floats, network, sliders, button, place, INK, BLUE, ORANGE, GREEN };

@@ -82,14 +82,9 @@ const PARTICLES = [
     picture.innerHTML = particlesPicture(state); // the wells once, the particles at each step
     const draw = () => (picture.querySelector("#moving").innerHTML = movingPart(state));
     const values = sliders(figure, PARTICLES, draw);
-    const button = (name, act) => {
-      const made = Object.assign(document.createElement("button"), { type: "button", textContent: name });
-      made.addEventListener("click", () => act(made));
-      figure.append(made);
-    };
-    button(runs ? "Stop" : "Go", (made) => (made.textContent = (runs = !runs) ? "Stop" : "Go"));
-    button("One step", () => (stepOf(state, values), draw()));
-    button("Again from one well", () => ((state = startOf(1)), draw()));
+    button(figure, runs ? "Stop" : "Go", (made) => (made.textContent = (runs = !runs) ? "Stop" : "Go"));
+    button(figure, "One step", () => (stepOf(state, values), draw()));
+    button(figure, "Again from one well", () => ((state = startOf(1)), draw()));
     figure.append(text);
     new IntersectionObserver((found) => (seen = found[0].isIntersecting)).observe(figure); // nothing moves out of sight
     setInterval(() => runs && seen && state.steps < 2000 && (stepOf(state, values), draw()), 60);

@@ -255,7 +255,7 @@ def readme_text(
     "The README: text and code of `nbs/index.ipynb`, its links led into `nbs`; raises `BrokenNotebook`."
     parts = []
     for cell in Lecture(root / "nbs" / "index.ipynb").read().cells:
-        text = re.sub(r"\]\((\w+\.(?:ipynb|png))\)", r"](nbs/\1)", cell.source)
+        text = re.sub(r"\]\((\w+\.(?:ipynb|md|png))\)", r"](nbs/\1)", cell.source)
         parts.append(f"```python\n{cell.source}\n```" if cell.cell_type == "code" else text)
     return "\n\n".join(parts).strip() + "\n"
 
