@@ -272,6 +272,8 @@ def finish_page(app, page, template, context, doctree) -> None:
         app.add_js_file(f"{script}.js", loading_method="defer")
     if page.startswith("api/"):
         context["furo_navigation_tree"] = api.contents(next((m for m in MODULES if m.page == page), None), MODULES)
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     if "body" in context:
         context["body"] = reading.aligned(reading.wrapping(slim.slim(context["body"], PLAIN)))
 
