@@ -14,6 +14,7 @@ sys.path.insert(0, str(BOOK))
 
 import api  # noqa: E402
 import links  # noqa: E402
+import reading  # noqa: E402
 import references  # noqa: E402
 import slim  # noqa: E402
 
@@ -147,21 +148,32 @@ NUMPY = re.compile(r"np\.(?:float|int|bool|str)\d*_?\(([^()]*)\)|np\.(True|False
 
 
 def fold(cell: dict, before: str, number: str, first: int) -> int:
-    "Fold imports and hidden exports under a line that says what they are; give the figure its text and its number."
+    "Fold imports, hidden exports and what only draws, and say what it is; give the figure its text and its number."
     text = "".join(cell["source"])
     directives = re.findall(r"^#\|\s*(\w+)", text, re.M)
     code = re.sub(r"^#\|.*\n?", "", text, flags=re.M).strip("\n")
     settings = cell["metadata"]["mystnb"] = {}
     if alt := alternative_text(cell, before):
         settings["image"] = {"alt": alt}
+        code = reading.without_caption(code)
     cell["source"] = code
     if not code:
         cell["metadata"]["tags"] = ["remove-cell"]
-    elif "export" in directives or IMPORTS.match(code):
+    elif said := folded(code, "export" in directives, alt):
         cell["metadata"]["tags"] = ["hide-input"]
-        said = "Imports" if IMPORTS.match(code) else f"Code of {defined(code)}"
         settings |= {"code_prompt_show": said, "code_prompt_hide": said}
     return outputs(cell, number, first)
+
+
+def folded(code: str, hidden: bool, pictured: str | None) -> str | None:
+    "The line under which code is folded, None for code that teaches."
+    if IMPORTS.match(code):
+        return "Imports"
+    if hidden:
+        return f"Code of {defined(code)}"
+    if drawn := reading.draws(code):
+        return f"Drawing: {', '.join(drawn)}"
+    return "Code of the figure" if pictured and code.count("\n") > 2 else None
 
 
 def defined(code: str) -> str:
@@ -181,20 +193,38 @@ def outputs(cell: dict, number: str, first: int) -> int:
             figure = f"{number}.{first + figures}".lstrip(".")
             data["text/markdown"], seen, figures = f"**Figure {figure}** {told}", False, figures + 1
         if "text/plain" in data:
-            data["text/plain"] = NUMPY.sub(r"\1\2", "".join(data["text/plain"]))
+            data["text/plain"] = reading.rounded(NUMPY.sub(r"\1\2", "".join(data["text/plain"])))
+        if list(data) == ["text/plain"] and (table := reading.as_table(data["text/plain"])):
+            data["text/markdown"] = table
     return figures
 
 
 def joined(cells: list[dict]) -> list[dict]:
-    "Folded imports that follow one another as one cell."
-    found = []
+    "Folded imports, or folded code, that follow one another without an output as one cell, after all their anchors."
+    found, anchors = [], []
     for cell in cells:
-        both = [c["metadata"].get("mystnb", {}).get("code_prompt_show") for c in (cell, *found[-1:])]
-        if both == ["Imports", "Imports"] and not (cell["outputs"] or found[-1]["outputs"]):
-            found[-1]["source"] += "\n\n" + cell["source"]
-        else:
-            found.append(cell)
-    return found
+        if cell["id"].startswith("to-"):
+            anchors.append(cell)
+            continue
+        if found and (said := together(found[-1], cell)):
+            last = found.pop()
+            between = "\n\n" if said == "Imports" else "\n\n\n"
+            cell = cell | {"source": last["source"] + between + cell["source"]}
+            cell["metadata"] |= {"mystnb": {"code_prompt_show": said, "code_prompt_hide": said}}
+        found += [*anchors, cell]
+        anchors = []
+    return found + anchors
+
+
+def together(one: dict, two: dict) -> str | None:
+    "The line under which two folded cells are one, None if they are not."
+    first, second = (cell["metadata"].get("mystnb", {}).get("code_prompt_show", "") for cell in (one, two))
+    if one.get("outputs") or "Code of the figure" in (first, second):
+        return None
+    if first == second == "Imports":
+        return first
+    kinds = [kind for kind in ("Code of ", "Drawing: ") if first.startswith(kind) and second.startswith(kind)]
+    return f"{first}, {second[len(kinds[0]):]}" if kinds else None
 
 
 def markdown(name: str, source: str) -> dict:
@@ -263,8 +293,10 @@ def finish_page(app, page, template, context, doctree) -> None:
         app.add_js_file(f"{script}.js", loading_method="defer")
     if page.startswith("api/"):
         context["furo_navigation_tree"] = api.contents(next((m for m in MODULES if m.page == page), None), MODULES)
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     if "body" in context:
-        context["body"] = slim.slim(context["body"], PLAIN)
+        context["body"] = reading.aligned(reading.wrapping(slim.slim(context["body"], PLAIN)))
 
 
 def finish_site(app, failure) -> None:

@@ -1,10 +1,13 @@
 """Shared by all tests: the checkout, and the real image sets where they exist."""
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
@@ -33,6 +36,23 @@ def seeded():
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    "The book, built once for all tests, also where several processes share them; DENSEGEN_SITE names one that is there."
+    if there := os.environ.get("DENSEGEN_SITE"):
+        return Path(there)
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, said = shared / "_site", shared / "book.txt"
+    with FileLock(shared / "book.lock"):
+        if not said.exists():
+            command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", ROOT / "book", ROOT / "nbs", folder]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=480)
+            said.write_text((done.stderr or "no word") if done.returncode else "")
+    assert not said.read_text(), said.read_text()
+    return folder
 
 
 @pytest.fixture

@@ -1,13 +1,9 @@
 """The book: every lecture a page, mathematics and figures there, and not one request to any host."""
-import functools
-import http.server
 import json
 import posixpath
 import re
 import shutil
 import subprocess
-import sys
-import threading
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -19,15 +15,6 @@ NAMED = [p for p in (ROOT / "nbs").glob("*.*") if not p.name.startswith((".", "_
 SOURCES = [p for p in NAMED if p.suffix in (".ipynb", ".md")]
 PAGES = sorted(p.stem for p in SOURCES)
 LECTURES = sorted(p.stem for p in SOURCES if p.suffix == ".ipynb")
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("book") / "_site"
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", ROOT / "book", ROOT / "nbs", folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=480)
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 class Page(HTMLParser):
@@ -65,7 +52,7 @@ class Page(HTMLParser):
             self.entry = None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pages(site):
     return {path.relative_to(site).as_posix(): Page(path) for path in sorted(site.rglob("*.html"))}
 
@@ -182,58 +169,6 @@ def test_one_quarto_file_serves_both():
     link = ROOT / "nbs" / "_quarto.yml"
     assert link.is_symlink() and link.resolve() == ROOT / "_quarto.yml"
     assert yaml.safe_load(link.read_text())["format"]["html"]["html-math-method"] == "mathml"
-
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on PATH: the book is not opened")
-
-
-@pytest.fixture(scope="module")
-def served(site):
-    "The site behind a server on this machine, which notes what is asked for."
-    asked = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def end_headers(self):
-            self.send_header("Content-Security-Policy", "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:")
-            super().end_headers()
-
-        def log_message(self, form, *values):
-            asked.append(values[0])
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=site))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-
-
-def visit(address, profile):
-    "The page after its scripts have run, and the requests to other hosts that the policy refused."
-    flags = "--headless --no-sandbox --disable-gpu --virtual-time-budget=20000 --enable-logging=stderr".split()
-    command = [BROWSER, *flags, f"--user-data-dir={profile}", "--dump-dom", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    return done.stdout, [line for line in done.stderr.splitlines() if "Content Security Policy" in line]
-
-
-@needs_browser
-def test_the_browser_would_notice_a_request_to_another_host(served, site, tmp_path):
-    (site / "bad.html").write_text('<img src="http://example.invalid/x.png">')
-    assert visit(f"{served[0]}/bad.html", tmp_path / "profile")[1]
-
-
-@needs_browser
-@pytest.mark.parametrize("page", [p for p in PAGES if p in ("index", "20_energy", "31_coupling")])
-def test_in_a_browser(served, page, tmp_path):
-    address, asked = served
-    dom, refused = visit(f"{address}/{page}.html", tmp_path / "profile")
-    assert refused == []
-    source = json.loads((ROOT / "nbs" / f"{page}.ipynb").read_text())
-    prose = "".join("".join(c["source"]) for c in source["cells"] if c["cell_type"] == "markdown")
-    formulas = len(re.findall(r"\$\$.+?\$\$", prose, re.S))
-    assert len(re.findall(r'<mjx-container[^>]*display="true"', dom)) >= formulas
-    assert "<mjx-merror" not in dom and "Math input error" not in dom
-    assert f"GET /{page}.html HTTP/1.1" in asked
 
 
 def columns(width):

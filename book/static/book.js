@@ -39,8 +39,22 @@ function reachable() {
     if (wide.scrollWidth > wide.clientWidth + 1) wide.tabIndex = 0;
 }
 
+// the parts of the list on the left fold; the one that is read stands open
+function foldParts() {
+  for (const text of document.querySelectorAll(".sidebar-tree .caption-text")) {
+    const list = text.parentElement.nextElementSibling, button = document.createElement("button");
+    const show = (open) => ((list.hidden = !open), button.setAttribute("aria-expanded", open));
+    button.type = "button";
+    button.append(...text.childNodes);
+    button.addEventListener("click", () => show(list.hidden));
+    text.append(button);
+    show(list.querySelector(".current-page") !== null);
+  }
+}
+
 if (typeof document !== "undefined") {
   unfold();
+  foldParts();
   window.addEventListener("load", () => setTimeout(reachable, 1000));
   window.addEventListener("hashchange", unfold);
   const here = document.querySelector(".sidebar-tree .current-page");

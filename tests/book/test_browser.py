@@ -1,0 +1,198 @@
+"""The book in Chromium: every page is opened and its faults are named, at one width and in one theme each.
+
+DENSEGEN_BROWSER=all tries all widths, both themes and axe-core on all pages (minutes); else a few and a sample have them.
+"""
+import functools
+import http.server
+import os
+import random
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "book"))
+import conf  # noqa: E402
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("no Chromium or Chrome on PATH: the book is not opened", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the book is not opened")
+axe = pytest.importorskip("axe_playwright_python", reason="no axe-core: the book is not opened")
+
+LOOK = (ROOT / "tests" / "book" / "look.js").read_text()
+AXE = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+SEEN = [(width, theme) for theme in ("light", "dark") for width in (390, 820, 1366, 1440)]
+LISTED = [page for _, listed in conf.parts() for page in listed]
+PAGES = [*LISTED, "references", "search", "api/index", *(module.page for module in conf.MODULES)]
+dice = random.Random(0)
+ONCE = {page: dice.choice(SEEN) for page in PAGES}
+ALL = os.environ.get("DENSEGEN_BROWSER") == "all"
+OFTEN = PAGES if ALL else ["index", "31_coupling", "glossary", "api/index", *dice.sample(LISTED, 2)]
+FIGURES = sorted({page for page, *_ in conf.LIVE})
+PREFIX = "/some/path/"  # the book stands below the root of its host
+PATIENCE = 240_000  # ms, for a machine that has much else to do
+
+
+class BelowARoot(http.server.SimpleHTTPRequestHandler):
+    "The site at PREFIX and nothing beside it."
+
+    def translate_path(self, path):
+        return super().translate_path(path.removeprefix(PREFIX) if path.startswith(PREFIX) else "/nowhere")
+
+    def log_message(self, *said):
+        pass
+
+
+@pytest.fixture(scope="module")
+def served(site):
+    handler = functools.partial(BelowARoot, directory=site)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}{PREFIX}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE)
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    "One tab of a browser. It notes what goes wrong while a page loads, and how long that takes."
+
+    def __init__(self, browser, home):
+        self.home, self.faults, self.seconds = home, [], {}
+        self.tab = browser.new_context(reduced_motion="reduce").new_page()
+        self.tab.set_default_timeout(PATIENCE)
+        self.tab.on("console", lambda m: m.type == "error" and self.faults.append(f"console: {m.text}"))
+        self.tab.on("pageerror", lambda error: self.faults.append(f"console: {error}"))
+        self.tab.on("requestfailed", lambda r: self.faults.append(f"request failed: {r.url[:100]}"))
+        self.tab.on("response", lambda r: r.status >= 400 and self.faults.append(f"{r.status}: {r.url}"))
+        self.tab.on("request", self.asked)
+
+    def asked(self, request):
+        if not request.url.startswith((self.home, "data:", "blob:")):
+            self.faults.append(f"foreign request: {request.url[:100]}")
+
+    def window(self, width, theme):
+        self.tab.set_viewport_size({"width": width, "height": 900})
+        self.tab.emulate_media(color_scheme=theme, reduced_motion="reduce")
+
+    def open(self, page, width=1366, theme="light"):
+        "Go to a page of the book, and wait until its mathematics is set and its pictures have come."
+        self.window(width, theme)
+        self.faults.clear()
+        begun = time.perf_counter()
+        self.tab.goto(self.home + page, wait_until="load")
+        self.seconds[page] = time.perf_counter() - begun
+        self.tab.evaluate("window.MathJax?.startup?.promise")
+        self.tab.evaluate("""async () => {
+            for (const image of document.images) image.loading = "eager";
+            await Promise.all([...document.images].map((image) => image.decode().catch(() => null)));
+        }""")
+
+    def look(self, width, theme):
+        "Faults of the page that is open, seen in a window of this width."
+        self.window(width, theme)
+        return self.faults + self.tab.evaluate(LOOK)
+
+    def examine(self):
+        "Serious findings of axe-core on the page that is open, folded parts included: rule, how often, the first place."
+        self.tab.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+        if not self.tab.evaluate("'axe' in window"):
+            self.tab.evaluate(AXE)
+        found = self.tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        serious = [finding for finding in found if finding["impact"] in ("serious", "critical")]
+        return [f"{f['id']} ({len(f['nodes'])} times): {f['nodes'][0]['html'][:200]}" for f in serious]
+
+
+@pytest.fixture(scope="module")
+def visitor(chromium, served):
+    found = Visitor(chromium, served)
+    yield found
+    slowest = sorted(found.seconds.items(), key=lambda one: -one[1])[:5]
+    print("slowest pages:", ", ".join(f"{page} {seconds:.2f} s" for page, seconds in slowest))
+
+
+@pytest.mark.parametrize("page", [] if ALL else PAGES)
+def test_page_has_no_fault(visitor, page):
+    visitor.open(f"{page}.html", *ONCE[page])
+    assert not visitor.look(*ONCE[page])
+
+
+@pytest.mark.parametrize("page", OFTEN)
+def test_page_has_no_fault_at_any_width_in_any_theme(visitor, page):
+    visitor.open(f"{page}.html")
+    found = {f"{width} {theme}": visitor.look(width, theme) for width, theme in SEEN}
+    axe = {theme: visitor.examine() for theme in ("dark", "light") if not visitor.window(1366, theme)}
+    assert not {seen: faults for seen, faults in (found | axe).items() if faults}
+
+
+PLANTED = {
+    "console: ": "<script>nothing()</script>",
+    "404: ": '<script src="none.js"></script>',
+    "foreign request: ": '<link rel="stylesheet" href="http://example.invalid/x.css">',
+    "sideways ": '<p id="wide" style="width: 3000px">wide</p>',
+    "formula with an error: ": r'<span class="math">\(\frac{a\)</span>',
+    "TeX as text: ": "<article><p>so $x^2$ it is</p></article>",
+    "dead anchor: #none": '<a href="#none">there</a>',
+    "no real alt text: ": '<img src="_static/favicon.svg" alt="favicon.svg">',
+    "picture does not show: ": '<img src="data:image/png;base64,AAAA" alt="a picture of nothing">',
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_each_kind_of_fault_would_be_noticed(visitor, fault):
+    mathjax = '<script src="_static/mathjax/tex-chtml.js"></script>' if "math" in PLANTED[fault] else ""
+    page = f'<!doctype html><html lang="en"><title>t</title>{mathjax}<body>{PLANTED[fault]}</body></html>'
+    visitor.tab.route("**/planted.html", lambda route: route.fulfill(body=page, content_type="text/html"))
+    visitor.open("planted.html")
+    found = visitor.look(1366, "light")
+    assert any(said.startswith(fault) for said in found), found
+    if fault.startswith("sideways"):
+        assert "p#wide" in found[0]
+
+
+def test_axe_would_notice_grey_on_grey(visitor):
+    page = '<!doctype html><html lang="en"><title>t</title><main><p style="color: #ccc">pale</p></main></html>'
+    visitor.tab.route("**/pale.html", lambda route: route.fulfill(body=page, content_type="text/html"))
+    visitor.open("pale.html")
+    assert [found.split()[0] for found in visitor.examine()] == ["color-contrast"]
+
+
+@pytest.mark.parametrize("home", ["below a path", "file"])
+@pytest.mark.parametrize("page", FIGURES)
+def test_live_figures_move_with_their_sliders(chromium, served, site, page, home):
+    visitor = Visitor(chromium, served if home == "below a path" else f"{site.as_uri()}/")
+    visitor.open(f"{page}.html")
+    figures = visitor.tab.locator(".live")
+    assert figures.count() == sum(at == page for at, *_ in conf.LIVE)
+    for figure in figures.all():
+        assert figure.locator("[role=img]").get_attribute("aria-label")
+        for slider in figure.locator("input[type=range]").all():
+            before = figure.locator("[role=img]").screenshot()
+            slider.focus()
+            for _ in range(3):
+                visitor.tab.keyboard.press("ArrowLeft" if slider.input_value() == slider.get_attribute("max") else "ArrowRight")
+            if (step := figure.get_by_role("button", name="One step")).count():
+                step.click()
+            assert figure.locator("[role=img]").screenshot() != before, slider.get_attribute("name")
+    assert not visitor.faults
+    visitor.tab.context.close()
+
+
+@pytest.mark.parametrize("word, first", [("Langevin", ("21_samplers", "lab_langevin")), ("log_prob", ("api/",))])
+def test_search_finds(visitor, word, first):
+    visitor.open(f"search.html?q={word}")
+    visitor.tab.locator("#search-results li").first.wait_for()
+    found = visitor.tab.locator("#search-results li a").evaluate_all("links => links.map((a) => a.getAttribute('href'))")
+    assert found[0].startswith(first), found[:5]
+    assert not visitor.faults
