@@ -16,6 +16,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
 # %% ../../nbs/04_figures.ipynb #5382c8a4
@@ -161,7 +162,8 @@ def explore(
             picture.value, line.value = b"", f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
 
     for name, control in controls.items():
-        control.description, control.style.description_width, control.layout.width = name, "8em", "32em"
+        if hasattr(control, "description"):
+            control.description, control.style.description_width, control.layout.width = name, "8em", "32em"
         control.observe(redraw, "value")
     show()
     return VBox([*controls.values(), picture, line])
@@ -173,16 +175,17 @@ def moving(
 ) -> Callable[[], np.ndarray]:  # the figure as it is now, [H, W, 4] in 0..255
     "Draw all of a figure but these artists once; each call of what is returned draws only them."
     plt.close(figure)
+    canvas = FigureCanvasAgg(figure)
     for artist in artists:
         artist.set_animated(True)
-    figure.canvas.draw()
-    ground = figure.canvas.copy_from_bbox(figure.bbox)
+    canvas.draw()
+    ground = canvas.copy_from_bbox(figure.bbox)
 
     def pixels():
-        figure.canvas.restore_region(ground)
+        canvas.restore_region(ground)
         for artist in artists:
             artist.axes.draw_artist(artist)
-        return np.array(figure.canvas.buffer_rgba())
+        return np.array(canvas.buffer_rgba())
 
     return pixels
 
