@@ -71,9 +71,9 @@ LIVE = [
      "The coarse latents are the 32 of the last level, the fine ones the other 32. Move one share at a time: which of "
      "the two decides what digit the judge reads? Compare the middle with that of the pixels."),
     ("37_continuous", "Few steps", "stream",
-     "Grey points of noise, blue particles at the ends of thin lines in a pinwheel; beside it two falling curves of errors.",
+     "Grey points of noise, blue particles at the inner ends of thin lines; beside it two falling curves of errors.",
      "Begin with one Euler step: where does all the noise go, and why there? How many steps does the first field need "
-     "until the arms are right, and how many after reflow?"),
+     "until the distance is below a tenth, and how many after reflow?"),
     ("52_metrics", "An interval over images", "threshold",
      "A road with sheep, cells coloured as found, missed and false alarms; beside it a ROC curve with a point.",
      "Lower the threshold until 95 % of the anomaly is found: what does it cost in false alarms? Keep that threshold "

@@ -18,7 +18,6 @@ from densegen.workbench.figures import COLOURS, show_points
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 ASSETS = NBS.parent / "densegen" / "assets"
-STEPS = (1, 20, 400)
 
 
 def photograph(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -38,15 +37,13 @@ def particles(name: str, steps: int) -> torch.Tensor:
 
 def main() -> None:
     torch.manual_seed(0)
-    fig, axes = plt.subplots(1, 5, figsize=(12.8, 2.2), width_ratios=(16 / 9, 16 / 9, 1, 1, 1), layout="constrained")
+    fig, axes = plt.subplots(1, 4, figsize=(12.8, 2.32), width_ratios=(16 / 9, 16 / 9, 1, 1), layout="constrained")
     for ax, picture in zip(axes, photograph("road_sheep.jpg")):
         ax.imshow(picture)
-    for ax, steps in zip(axes[2:], STEPS):
+    for ax, steps in zip(axes[2:], (1, 400)):
         show_points(particles("pinwheel", steps), ax, limit=2.9, s=2, color=COLOURS["blue"])
-    named = ("a photograph", "where the detector is alarmed", *(f"{n} step{'s' * (n > 1)} of Langevin" for n in STEPS))
-    for ax, said in zip(axes, named):
+    for ax in axes:
         ax.set_axis_off()
-        ax.set_title(said, fontsize=9, color="#7a7a7a", y=-0.13)
     fig.savefig(NBS / "front.png", dpi=130, transparent=True)
 
 

@@ -160,7 +160,7 @@ def test_latents_end_at_the_digits_themselves():
 @needs_node
 @pytest.mark.parametrize("threshold", [-1.0, 0.5, 2.0])
 def test_threshold_counts_as_the_metrics_of_the_package(threshold):
-    from densegen.dense.metrics import dense_metrics
+    from densegen.anomaly.scores import rank_metrics
 
     for k, photo in enumerate(data("threshold")["photos"]):
         level = np.frombuffer(make.base64.b64decode(photo["score"]), np.uint8).reshape(1, 90, 160)
@@ -170,7 +170,7 @@ def test_threshold_counts_as_the_metrics_of_the_package(threshold):
         got = script(f"at.counted(at.PHOTOS[{k}], {threshold})")
         assert got == {"tp": (over & (mask == 1)).sum(), "fp": (over & (mask == 0)).sum(),
                        "fn": (~over & (mask == 1)).sum(), "tn": (~over & (mask == 0)).sum()}
-        exact = dense_metrics(torch.from_numpy(level.astype(np.float32)), torch.from_numpy(mask.astype(np.int64)))
+        exact = rank_metrics(torch.from_numpy(level.astype(np.float32)), torch.from_numpy(mask.astype(np.int64)))
         curve = script(f"at.curveOf(at.PHOTOS[{k}])")
         assert curve["fpr95"] == pytest.approx(exact.fpr_at_tpr, abs=1e-9)
         falls, hits = np.array(curve["points"]).T

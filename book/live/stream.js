@@ -46,7 +46,7 @@ function streamPicture({ time, steps, rounds }) {
   const now = ways.map((way) => way[whole].map((v, i) => v + rest * (way[whole + 1][i] - v)));
   const trails = ways.map((way, k) => path([...way.slice(0, whole + 1), now[k]].map(at))).join("");
   const dots = (points, fill, r) => tag("g", { fill }, points.map(at).map(([cx, cy]) => tag("circle", { cx, cy, r })).join(""));
-  const across = (n) => 425 + 36 * Math.log2(n), up = (e) => 120 - 75 * Math.log10(Math.max(e, 0.004));
+  const across = (n) => 425 + 36 * Math.log2(n), up = (e) => 120 - 75 * Math.log10(Math.max(e, 0.0022));
   const colours = [ORANGE, GREEN], curve = (points) => path(points.map(([n, e]) => [across(n), up(e)]));
   const said = (x, y, fill, what, anchor = "start") => tag("text", { x, y, fill, "text-anchor": anchor }, what);
   const error = errorOf(rounds, ways);
