@@ -50,12 +50,13 @@ export: $(READY) ## write densegen/*.py and README.md from the notebooks, clean 
 mutants: $(READY) ## test the tests: break the package in small ways, each of which a test must notice
 	$(BIN)/python tests/mutants.py
 
-bench: $(READY) ## time flows, samplers and metrics beside their peers and limits
+bench: $(READY) ## time flows, samplers, metrics and the road detector, beside peers where there are some
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	$(BIN)/python tests/benchmarks/coupling.py
 	$(BIN)/python tests/benchmarks/flows.py
 	$(BIN)/python tests/benchmarks/sampling.py
 	$(BIN)/python tests/benchmarks/metrics.py
+	$(BIN)/python tests/benchmarks/scoring.py
 
 clean: ## remove the environment and everything that was computed
 	rm -rf $(VENV) _runs _site _site_doctrees jupyter_execute _book _proc _docs *.egg-info .pytest_cache
