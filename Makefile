@@ -50,7 +50,7 @@ export: $(READY) ## write densegen/*.py and README.md from the notebooks, clean 
 mutants: $(READY) ## test the tests: break the package in small ways, each of which a test must notice
 	$(BIN)/python tests/mutants.py
 
-bench: $(READY) ## time flows, samplers, metrics and detectors beside their peers and limits
+bench: $(READY) ## time flows, samplers, metrics and the road detector, beside peers where there are some
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	$(BIN)/python tests/benchmarks/coupling.py
 	$(BIN)/python tests/benchmarks/flows.py

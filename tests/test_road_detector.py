@@ -152,9 +152,6 @@ def test_the_hybrid_is_posterior_over_density(untrained, photos):
     posterior, density = scores["two heads"], -scores["density"]
     assert torch.allclose(scores["hybrid"], posterior - density, atol=1e-4) and (posterior < 0).all()
     assert torch.allclose(scores["hybrid"], untrained.anomaly_score(photos.repeat(1, 1, 3, 3)), atol=1e-4)
-    score, classes = untrained.both(photos.repeat(1, 1, 3, 3))
-    assert torch.equal(score, untrained.anomaly_score(photos.repeat(1, 1, 3, 3)))
-    assert torch.equal(classes, untrained.predict(photos.repeat(1, 1, 3, 3))) and classes.dtype == torch.uint8
 
 
 def test_void_teaches_nothing_and_foreign_pixels_have_no_class(untrained, monkeypatch):

