@@ -45,10 +45,10 @@ from ..flows.dequantization import ImageFlow, Logit, multiscale
 from ..flows.glow import Glow
 from ..flows.residual import ResidualBlock, lipschitz_net
 
-# %% ../../nbs/91_recipes.ipynb #edba7eda
+# %% ../../nbs/91_recipes.ipynb #828bcbf1
 from ..streets.scenes import streets
 from ..workbench.data import images
-from ..workbench.pictures import CLASSES
+from ..workbench.pictures import CLASSES, DenseSet
 from ..workbench.sources import SOURCES, datasets, nearest
 
 # %% ../../nbs/91_recipes.ipynb #856c33fe
@@ -101,7 +101,13 @@ def _image_data(name: str, labels: bool) -> Data:
     fresh, check = part(train, order[held:]), part(train, order[:held])
     return Data(fresh, check, part(test, slice(None)), kind, name, _licence(name))
 
-# %% ../../nbs/91_recipes.ipynb #0965e4f9
+# %% ../../nbs/91_recipes.ipynb #4786848b
+def _photographs(n: int) -> DenseSet:
+    "The first of the shipped photographs of anomalies."
+    found = road_anomaly()
+    return DenseSet(found.images[:n], found.labels[:n], found.anomaly[:n], found.names, found.source)
+
+# %% ../../nbs/91_recipes.ipynb #af83f65f
 def _road_data(name: str, crop: int) -> Data:
     "Frames with foreign things pasted in; tested on photographs of real anomalies."
     name = nearest(name, ("camvid", "streets"), "road data")
@@ -109,7 +115,7 @@ def _road_data(name: str, crop: int) -> Data:
     draw = mixed_crops(frames, photo_pieces(photographs()), size=(crop, crop), heights=(crop / 16, crop / 2))
     kind = Kind(tuple(frames.images.shape[1:]), 256, len(CLASSES))
     licence = "rendered by this package" if name == "streets" else SOURCES["camvid"].licence
-    return Data(draw, None, road_anomaly(), kind, name, licence)
+    return Data(draw, None, _photographs(2 if crop < 100 else 8), kind, name, licence)
 
 # %% ../../nbs/91_recipes.ipynb #d40be2fe
 def data_for(
@@ -122,10 +128,10 @@ def data_for(
     name = name or (("streets" if dense else "digits") if small else recipe.data)
     return _road_data(name, 64 if small else 320) if dense else _image_data(name, recipe.labels)
 
-# %% ../../nbs/91_recipes.ipynb #d6a58883
+# %% ../../nbs/91_recipes.ipynb #0a413121
 def _parts(data: Any, model: nn.Module, size: int = 250):
     "Batches on the device of a model."
-    where = next(model.parameters()).device
+    where = next((p.device for p in model.parameters()), torch.device("cpu"))
     for part in zip(*(t.split(size) for t in (data if isinstance(data, tuple) else (data,)))):
         yield [t.to(where) for t in part]
 
