@@ -249,7 +249,7 @@ def test_maps_from_a_cache_give_the_scores_of_the_images(model, images, kind):
     torch.manual_seed(1)
     a = detector.fit(images, steps=2).anomaly_score(images)
     torch.manual_seed(1)
-    b = detector.fit_vectors(vectors, steps=2).anomaly_score(images)
+    b = detector.fit_batches([vectors], steps=2).anomaly_score(images)
     torch.testing.assert_close(a, b)
 
 

@@ -263,6 +263,16 @@ def fit_density(
         fit(density, seen.vectors, steps=steps, batch_size=512, schedule=cosine(), clip=10.0, label=kind)
     return density.requires_grad_(False)
 
+# %% ../../nbs/53_embedding_density.ipynb #6598902b
+@torch.no_grad()
+def _streamed(batches: Iterable, layers: int, sample: int) -> list[FeatureStream]:
+    "One pass over batches of maps or vectors of every layer."
+    streams = [FeatureStream(sample) for _ in range(layers)]
+    for batch in batches:
+        for stream, part in zip(streams, batch, strict=True):
+            stream.update(_pixels(part) if part.dim() == 4 else part)
+    return streams
+
 # %% ../../nbs/53_embedding_density.ipynb #c5942d2b
 class EmbeddingDensity(nn.Module):
     "Densities of frozen features of several layers; the score is the least normalized log-density (Blum et al., 2021)."
@@ -280,28 +290,15 @@ class EmbeddingDensity(nn.Module):
     def fit(self, images: Tensor | Iterable, steps: int = 500, sample: int = 100_000) -> "EmbeddingDensity":
         "One density a layer, of images without anomalies [N, 3, H, W] or batches of them, alone or first in a tuple."
         batches = images.split(16) if isinstance(images, Tensor) else images
-        alone = (x[0] if isinstance(x, (tuple, list)) else x for x in batches)
-        return self.fit_batches(map(self._maps, alone), steps, sample)
+        features = (self.model(x[0] if isinstance(x, (tuple, list)) else x).features for x in batches)
+        return self.fit_batches(([f[k] for k in self.layers] for f in features), steps, sample)
 
     def fit_batches(self, batches: Iterable, steps: int = 500, sample: int = 100_000) -> "EmbeddingDensity":
         "Fit to a stream of batches, each the maps [B, C, h, w] or vectors [M, C] of every layer."
-        streams = [FeatureStream(sample) for _ in self.layers]
-        for batch in batches:
-            for stream, part in zip(streams, batch, strict=True):
-                stream.update(_pixels(part) if part.dim() == 4 else part)
+        streams = _streamed(batches, len(self.layers), sample)
         self.densities = nn.ModuleList(fit_density(s, self.kind, self.dim, steps) for s in streams)
-        usual = [d.log_prob(s.vectors[:20_000]).mean() for d, s in zip(self.densities, streams)]
-        self.average[:] = torch.stack(usual)
+        self.average[:] = torch.stack([d.log_prob(s.vectors[:20_000]).mean() for d, s in zip(self.densities, streams)])
         return self
-
-    def fit_vectors(self, vectors: Sequence[Tensor], steps: int = 500, sample: int = 100_000) -> "EmbeddingDensity":
-        "Fit to feature vectors [M, C] of each layer, all at once."
-        return self.fit_batches([vectors], steps, sample)
-
-    @torch.no_grad()
-    def _maps(self, images):
-        features = self.model(images).features
-        return [features[k] for k in self.layers]
 
     @torch.no_grad()
     def from_maps(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
@@ -315,7 +312,8 @@ class EmbeddingDensity(nn.Module):
     @torch.no_grad()
     def layer_scores(self, images: Tensor) -> Tensor:
         "Minus the normalized log-density of each layer, float32 [B, L, H, W]."
-        return self.from_maps(self._maps(images), images.shape[2:])
+        features = self.model(images).features
+        return self.from_maps([features[k] for k in self.layers], images.shape[2:])
 
     def anomaly_score(self, images: Tensor) -> Tensor:
         "[B, 3, H, W] -> float32 [B, H, W], higher is more anomalous."
