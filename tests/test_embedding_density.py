@@ -1,14 +1,18 @@
 "Scores of logits against their formulas, rivals of one line, densities over features against oracles, normalization, protocol."
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from densegen.anomaly.scores import LOGIT_SCORES
 from densegen.dense.embedding_density import (
-    DENSITIES, ODIN, ColourDistance, EmbeddingDensity, FeatureDensity, GaussianFeatures, LocalContrast,
-    LogitDetector, MiddleOfPicture, NeighbourFeatures, PositionPrior,
+    DENSITIES, ODIN, ColourDistance, EmbeddingDensity, FeatureDensity, FeatureStream, GaussianFeatures, LocalContrast,
+    LogitDetector, MiddleOfPicture, NeighbourFeatures, PositionPrior, fit_density,
 )
 from densegen.dense.frozen_maps import feature_maps, frozen_network
 from densegen.dense.segmentation import Dense, Ladder, SegmentationModel
@@ -245,7 +249,7 @@ def test_maps_from_a_cache_give_the_scores_of_the_images(model, images, kind):
     torch.manual_seed(1)
     a = detector.fit(images, steps=2).anomaly_score(images)
     torch.manual_seed(1)
-    b = detector.fit_vectors(vectors, steps=2).anomaly_score(images)
+    b = detector.fit_batches([vectors], steps=2).anomaly_score(images)
     torch.testing.assert_close(a, b)
 
 
@@ -278,3 +282,83 @@ def test_frozen_features_are_those_of_the_encoder(images):
     torch.testing.assert_close(cached[1].float(), found.features[2], atol=2e-2, rtol=2e-3)
     with pytest.raises(KeyError):
         frozen_network("lite9")
+
+
+def test_a_stream_has_the_moments_of_the_whole():
+    "Far from zero, in uneven batches and half precision, where sums of squares would lose every digit."
+    v = (1000 + torch.randn(3000, 3) @ torch.tensor([[2.0, 0.3, 0], [0, 0.5, 1], [0, 0, 0.1]])).half()
+    stream = FeatureStream(10)
+    for part in v.split([1, 900, 2, 2097]):
+        stream.update(part)
+    mean, covariance = stream.moments
+    torch.testing.assert_close(mean, v.double().mean(0), atol=1e-9, rtol=0)
+    torch.testing.assert_close(covariance, torch.cov(v.double().T), atol=1e-9, rtol=1e-9)
+    with pytest.raises(ValueError, match="features: expected two vectors or more; got 1 in the whole stream"):
+        _ = FeatureStream(10).update(v[:1]).moments
+
+
+def test_the_sample_of_a_stream_is_uniform():
+    "Each vector once at most, early and late ones alike, in random order: the first of the sample are stored."
+    drawn = []
+    for _ in range(300):
+        stream = FeatureStream(40)
+        for part in torch.arange(200.0)[:, None].split([30, 5, 100, 65]):
+            stream.update(part)
+        assert len(stream.vectors.unique()) == 40 and stream.count == 200
+        drawn.append(stream.vectors[:, 0])
+    often = torch.stack(drawn).long().flatten().bincount(minlength=200).view(4, 50).sum(1)
+    assert (often - 3000).abs().max() < 5 * (3000 * 0.75) ** 0.5
+    first = torch.stack(drawn)[:, :10].mean()
+    assert (first - 99.5).abs() < 5 * 200 / 12**0.5 / 3000**0.5
+    assert sorted(FeatureStream(9).update(torch.arange(4.0)[:, None]).vectors[:, 0].tolist()) == [0, 1, 2, 3]
+
+
+def test_the_gaussian_of_a_stream_is_exact_and_the_others_see_its_sample():
+    vectors, _ = normal(n=3000)
+    whole = GaussianFeatures(vectors, 3)
+    stream = FeatureStream(100)
+    for part in vectors.split(700):
+        stream.update(part)
+    found = fit_density(stream, "gaussian", 3)
+    torch.testing.assert_close(found.log_prob(vectors), whole.log_prob(vectors), atol=1e-3, rtol=1e-3)
+    assert fit_density(stream, "neighbours", 3).bank.shape == (100, 3)
+    alone = GaussianFeatures(stream.vectors, 3)
+    assert (alone.log_prob(vectors) - whole.log_prob(vectors)).abs().max() > 0.05  # 100 vectors would not do
+
+
+@pytest.mark.parametrize("kind", DENSITIES)
+def test_images_from_a_loader_fit_as_those_of_a_tensor(model, images, kind):
+    "With labels beside them or alone, in batches of any size."
+    labels, whole = torch.zeros(3, 32, 48), EmbeddingDensity(model, (1, -1), dim=4, kind=kind).fit(images, steps=3)
+    for data in (DataLoader(TensorDataset(images, labels), 2), list(images.split(1)), (x for x in images.split(2))):
+        scores = EmbeddingDensity(model, (1, -1), dim=4, kind=kind).fit(data, steps=3).anomaly_score(images)
+        close = {"gaussian": 1e-2, "neighbours": 3.0, "flow": 3.0}[kind]  # a sample in another order
+        assert (scores - whole.anomaly_score(images)).abs().mean() < close
+
+
+STREAM = """
+import re
+from pathlib import Path
+import torch
+from densegen.dense.embedding_density import EmbeddingDensity
+from densegen.dense.segmentation import Dense, SegmentationModel
+
+
+class Repeats(SegmentationModel):
+    def forward(self, images):
+        return Dense(torch.zeros(len(images), 2, 1, 1), (images.float().repeat(1, 4, 1, 1),))
+
+
+for batches in (4, 40):  # 6 MB of maps each
+    frames = (torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8) for _ in range(batches))
+    EmbeddingDensity(Repeats(), (0,), dim=3, kind="neighbours").fit(frames, sample=500)
+    print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux' own files")
+def test_a_long_stream_takes_no_more_memory_than_a_short_one():
+    done = subprocess.run([sys.executable, "-c", STREAM], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    short, long = map(int, done.stdout.split()[-2:])
+    assert long - short < 108  # half of the maps that went through more

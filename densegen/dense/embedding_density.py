@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['DENSITIES', 'MiddleOfPicture', 'LocalContrast', 'ColourDistance', 'LogitDetector', 'Logits', 'ODIN', 'PositionPrior',
-           'WhiteFeatures', 'GaussianFeatures', 'NeighbourFeatures', 'FeatureDensity', 'fit_density',
+           'WhiteFeatures', 'GaussianFeatures', 'NeighbourFeatures', 'FeatureDensity', 'FeatureStream', 'fit_density',
            'EmbeddingDensity']
 
 # %% ../../nbs/53_embedding_density.ipynb #6b8d4503
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,13 @@ class MiddleOfPicture(nn.Module):
         return -((rows[:, None] - 0.55).abs() + (columns - 0.5).abs()).expand(n, h, w)
 
 
+def _window(length: int, size: int, device: torch.device) -> Tensor:
+    "A matrix that averages `size` neighbours on a line, [length, length]; at the rim those that are there."
+    place = torch.arange(length, device=device)
+    near = ((place[:, None] - place).abs() <= size // 2).float()
+    return near / near.sum(1, keepdim=True)
+
+
 class LocalContrast(nn.Module):
     "Difference of the mean colours of a small and of a large window around each pixel."
 
@@ -40,8 +47,8 @@ class LocalContrast(nn.Module):
     @torch.no_grad()
     def anomaly_score(self, images: Tensor) -> Tensor:
         "[B, 3, H, W] -> float32 [B, H, W], higher is more anomalous."
-        line = lambda x, size: F.avg_pool2d(x, size, 1, tuple(n // 2 for n in size), count_include_pad=False)
-        mean = lambda n: line(line(images.float(), (n, 1)), (1, n))
+        rows, columns = images.shape[2:]
+        mean = lambda n: _window(rows, n, images.device) @ images.float() @ _window(columns, n, images.device).T
         return (mean(self.small) - mean(self.large)).abs().mean(1)
 
 # %% ../../nbs/53_embedding_density.ipynb #e36b3188
@@ -58,8 +65,8 @@ class ColourDistance(nn.Module):
     def anomaly_score(self, images: Tensor) -> Tensor:
         "[B, 3, H, W] -> float32 [B, H, W], higher is more anomalous."
         smooth = F.avg_pool2d(images.float() / 255, 5, 1, 2)
-        gaps = [torch.linalg.vector_norm(smooth - mean[:, None, None], dim=1) for mean in self.means]
-        return torch.stack(gaps).amin(0)
+        squares = [(smooth - mean[:, None, None]).square().sum(1) for mean in self.means]
+        return torch.stack(squares).amin(0).sqrt()
 
 # %% ../../nbs/53_embedding_density.ipynb #66b5e44c
 class LogitDetector(nn.Module):
@@ -125,13 +132,13 @@ class PositionPrior(nn.Module):
 class WhiteFeatures(nn.Module):
     "Feature vectors on their main axes, each scaled to variance one; the ground of the densities."
 
-    def __init__(self, vectors: Tensor, dim: int = 16):
-        super().__init__()
-        mean = vectors.mean(0)
-        values, axes = torch.linalg.eigh(torch.cov((vectors - mean).T.double()))
+    def __init__(self, vectors: Tensor, dim: int = 16, moments: tuple[Tensor, Tensor] | None = None):
+        super().__init__()  # moments: mean [C] and covariance [C, C]; None: those of the vectors
+        mean, covariance = moments or (vectors.mean(0), torch.cov((vectors - vectors.mean(0)).T.double()))
+        values, axes = torch.linalg.eigh(covariance.double())
         dim = min(dim, int((values > 1e-6 * values[-1]).sum()))
         scale = values[-dim:].clamp_min(1e-12).rsqrt()
-        self.register_buffer("mean", mean)
+        self.register_buffer("mean", mean.float())
         self.register_buffer("axes", (axes[:, -dim:] * scale).float())
         self.register_buffer("log_scale", scale.log().sum().float())
 
@@ -162,8 +169,9 @@ class NeighbourFeatures(WhiteFeatures):
         dim: int = 16,  # main axes that are kept
         k: int = 5,  # which neighbour
         bank: int = 1000,  # vectors in memory, more than k
+        moments: tuple[Tensor, Tensor] | None = None,  # as for `WhiteFeatures`
     ):
-        super().__init__(vectors, dim)
+        super().__init__(vectors, dim, moments)
         self.k = k
         self.register_buffer("bank", self.whiten(vectors[:bank]))
         n, d = self.bank.shape
@@ -189,8 +197,9 @@ class FeatureDensity(WhiteFeatures):
         dim: int = 16,  # main axes that are kept
         layers: int = 8,  # couplings
         width: int = 64,  # of their networks
+        moments: tuple[Tensor, Tensor] | None = None,  # as for `WhiteFeatures`
     ):
-        super().__init__(vectors, dim)
+        super().__init__(vectors, dim, moments)
         self.flow = RealNVP(self.axes.shape[1], layers, width)
 
     def log_prob(self, vectors: Tensor) -> Tensor:
@@ -208,22 +217,61 @@ def _pixels(maps: Tensor) -> Tensor:
     "Feature vectors of all pixels, [B, C, h, w] -> [B h w, C]."
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
+# %% ../../nbs/53_embedding_density.ipynb #2b775c31
+class FeatureStream:
+    "Mean and covariance of all vectors that came, and a uniform sample of them in memory that does not grow."
+
+    def __init__(self, sample: int = 100_000):  # vectors that are kept
+        self.sample, self.count, self.mean, self.scatter = sample, 0, 0.0, 0.0
+        self.vectors, self.tickets = torch.empty(0), torch.empty(0)  # the sample in random order, and its lots
+
+    def update(self, vectors: Tensor) -> "FeatureStream":
+        "Count a batch [M, C]; every vector draws a lot, and the lowest `sample` lots stay."
+        wide, old = vectors.double(), self.count
+        mean, self.count = wide.mean(0), old + len(wide)
+        gap, centred = mean - self.mean, wide - mean
+        self.scatter = self.scatter + centred.T @ centred + gap[:, None] * gap * (old * len(wide) / self.count)
+        self.mean = self.mean + gap * (len(wide) / self.count)
+        lots = torch.rand(len(wide))
+        low = lots < self.tickets[-1] if len(self.tickets) == self.sample else torch.ones(len(lots), dtype=torch.bool)
+        self.tickets, order = torch.cat([self.tickets, lots[low]]).sort()
+        self.tickets, fresh = self.tickets[: self.sample], vectors[low.to(vectors.device)].float()
+        self.vectors = torch.cat([self.vectors, fresh] if old else [fresh])[order[: self.sample].to(vectors.device)]
+        return self
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        "Mean [C] and covariance [C, C] of all vectors, float64; `ValueError` for fewer than two."
+        if self.count < 2:
+            raise ValueError(f"features: expected two vectors or more; got {self.count} in the whole stream")
+        return self.mean, self.scatter / (self.count - 1)
+
 # %% ../../nbs/53_embedding_density.ipynb #21e43eb6
 def fit_density(
-    vectors: Tensor,  # [M, C], training features of one layer
+    vectors: Tensor | FeatureStream,  # training features of one layer, [M, C], or what came of a stream of them
     kind: str = "flow",  # one of `DENSITIES`
     dim: int = 16,  # main axes that are kept
     steps: int = 500,  # updates, of a density that is trained
-    sample: int = 100_000,  # vectors that are used, drawn at random
+    sample: int = 100_000,  # of a tensor: vectors that neighbours and flow see, drawn at random
 ) -> nn.Module:  # one of `DENSITIES`, no longer trained
-    "A density of feature vectors."
+    "A density of feature vectors: mean and covariance from all of them, the rest from a sample."
     from densegen.workbench.training import cosine, fit
 
-    v = vectors[torch.randperm(len(vectors))[:sample]].float()
-    density = DENSITIES[kind](v, dim)
+    seen = vectors if isinstance(vectors, FeatureStream) else FeatureStream(sample).update(vectors)
+    density = DENSITIES[kind](seen.vectors, dim, moments=seen.moments)
     if hasattr(density, "loss"):
-        fit(density, v, steps=steps, batch_size=512, schedule=cosine(), clip=10.0, label=kind)
+        fit(density, seen.vectors, steps=steps, batch_size=512, schedule=cosine(), clip=10.0, label=kind)
     return density.requires_grad_(False)
+
+# %% ../../nbs/53_embedding_density.ipynb #6598902b
+@torch.no_grad()
+def _streamed(batches: Iterable, layers: int, sample: int) -> list[FeatureStream]:
+    "One pass over batches of maps or vectors of every layer."
+    streams = [FeatureStream(sample) for _ in range(layers)]
+    for batch in batches:
+        for stream, part in zip(streams, batch, strict=True):
+            stream.update(_pixels(part) if part.dim() == 4 else part)
+    return streams
 
 # %% ../../nbs/53_embedding_density.ipynb #c5942d2b
 class EmbeddingDensity(nn.Module):
@@ -239,17 +287,17 @@ class EmbeddingDensity(nn.Module):
         self.densities = nn.ModuleList()
         self.register_buffer("average", torch.zeros(len(layers)))
 
-    def fit(self, images: Tensor, steps: int = 500, sample: int = 100_000) -> "EmbeddingDensity":
-        "Fit one density a layer to training images without anomalies; returns the detector."
-        with torch.no_grad():
-            outputs = [self.model(x).features for x in images.split(16)]
-        return self.fit_vectors([torch.cat([_pixels(f[k]) for f in outputs]) for k in self.layers], steps, sample)
+    def fit(self, images: Tensor | Iterable, steps: int = 500, sample: int = 100_000) -> "EmbeddingDensity":
+        "One density a layer, of images without anomalies [N, 3, H, W] or batches of them, alone or first in a tuple."
+        batches = images.split(16) if isinstance(images, Tensor) else images
+        features = (self.model(x[0] if isinstance(x, (tuple, list)) else x).features for x in batches)
+        return self.fit_batches(([f[k] for k in self.layers] for f in features), steps, sample)
 
-    def fit_vectors(self, vectors: Sequence[Tensor], steps: int = 500, sample: int = 100_000) -> "EmbeddingDensity":
-        "Fit to feature vectors [M, C] of each layer."
-        self.densities = nn.ModuleList(fit_density(v, self.kind, self.dim, steps, sample) for v in vectors)
-        drawn = [v[torch.randperm(len(v))[:20_000]] for v in vectors]
-        self.average[:] = torch.stack([d.log_prob(v.float()).mean() for d, v in zip(self.densities, drawn)])
+    def fit_batches(self, batches: Iterable, steps: int = 500, sample: int = 100_000) -> "EmbeddingDensity":
+        "Fit to a stream of batches, each the maps [B, C, h, w] or vectors [M, C] of every layer."
+        streams = _streamed(batches, len(self.layers), sample)
+        self.densities = nn.ModuleList(fit_density(s, self.kind, self.dim, steps) for s in streams)
+        self.average[:] = torch.stack([d.log_prob(s.vectors[:20_000]).mean() for d, s in zip(self.densities, streams)])
         return self
 
     @torch.no_grad()

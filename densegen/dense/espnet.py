@@ -7,6 +7,7 @@ __all__ = ['CITYSCAPES', 'EspEncoder', 'ESPNetv2', 'espnetv2_weights', 'espnetv2
 
 # %% ../../nbs/52_espnet.ipynb #fc05af78
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -164,19 +165,20 @@ class ESPNetv2(SegmentationModel):
         if weights:
             self.load_state_dict(dict(zip(self.state_dict(), weights.values(), strict=True)))
 
-    def outputs(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        "All maps, the penultimate one, and the 20 outputs at half of the resolution."
+    def climb(self, images: Tensor) -> Iterator[Tensor]:
+        "The encoder's 4 maps, the decoder's 3, the penultimate one, the 20 outputs at 1/2; each when it is asked for."
         size = [max(1, round(n / 16)) * 16 for n in images.shape[2:]]
         x = fit_size(self.normalized(images), size).contiguous(memory_format=torch.channels_last)
-        maps = self.encoder(x)
-        y, decoder = self.pools[0](maps[-1]), []
+        yield from (maps := self.encoder(x))
+        y = self.pools[0](maps[-1])
         for pool, side, joint, skip in zip(self.pools[1:], self.sides, self.joints, maps[-2::-1]):
-            decoder.append(joint(_grow(y, skip.shape[2:]) + side(skip)))
-            y = pool.narrow(decoder[-1]) if skip is maps[0] else pool(decoder[-1])
-        return [*maps, *decoder], y, self.pools[-1].out(y)
+            yield (top := joint(_grow(y, skip.shape[2:]) + side(skip)))
+            y = pool.narrow(top) if skip is maps[0] else pool(top)
+        yield y
+        yield self.pools[-1].out(y)
 
     def forward(self, images):
-        maps, penultimate, outputs = self.outputs(images)
+        *maps, penultimate, outputs = self.climb(images)
         coarse = outputs[:, :19]
         return Dense(_grow(coarse, images.shape[2:]), tuple(maps), coarse, penultimate)
 

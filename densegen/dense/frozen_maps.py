@@ -6,7 +6,8 @@
 __all__ = ['FrozenFeatures', 'frozen_network', 'feature_maps']
 
 # %% ../../nbs/52_frozen_maps.ipynb #80284a80
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,13 @@ class FrozenFeatures(SegmentationModel):
         super().__init__()
         self.encoder, self.mean, self.std = encoder.eval().requires_grad_(False), encoder.mean, encoder.std
 
+    def climb(self, images: Tensor) -> Iterator[Tensor]:
+        "The maps one by one, as `ESPNetv2` gives them."
+        x = self.normalized(images).contiguous(memory_format=torch.channels_last)
+        yield from self.encoder(x)
+
     def forward(self, images):
-        maps = tuple(self.encoder(self.normalized(images)))
+        maps = tuple(self.climb(images))
         return Dense(maps[0].new_zeros(images.shape[0], 1, *images.shape[2:]), maps)
 
 # %% ../../nbs/52_frozen_maps.ipynb #685d09e1
@@ -32,7 +38,7 @@ def frozen_network(
     name: str,  # "lite0" or "espnetv2"
 ) -> SegmentationModel:  # in evaluation mode
     "A network that others trained; `KeyError` for another name, `DataNotFound` without ESPNetv2's weights."
-    lite = lambda: FrozenFeatures(FullLite(lite0_weights()))
+    lite = lambda: FrozenFeatures(FullLite(lite0_weights()).to(memory_format=torch.channels_last))
     return {"lite0": lite, "espnetv2": espnetv2_cityscapes}[name]().eval()
 
 # %% ../../nbs/52_frozen_maps.ipynb #cacb9687
@@ -44,6 +50,6 @@ def feature_maps(
 ) -> dict:  # "maps": float16 [N, C, h, w] of each layer; for `artifact`
     "Maps of a frozen network for many images."
     model = frozen_network(network)
-    answers = (model(x).features for x in images.split(4))
-    parts = [[features[k].half() for k in layers] for features in answers]
+    climbed = (list(islice(model.climb(x), max(layers) + 1)) for x in images.split(1))
+    parts = [[maps[k].half() for k in layers] for maps in climbed]
     return {"maps": [torch.cat(layer).contiguous() for layer in zip(*parts)]}
