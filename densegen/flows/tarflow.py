@@ -159,12 +159,10 @@ class CausalBlock(Bijection):
         return x.flip(1) if self.flip else x
 
     def _told(self, answers, context):
-        "Log-scale and shift, float32 or wider."
-        answers = wide(answers)
         if isinstance(context, Guided):
             told, untold = answers.chunk(2)
             answers = untold + context.weight * (told - untold)
-        raw, shift = answers.chunk(2, 2)
+        raw, shift = wide(answers).chunk(2, 2)
         return self.limit * torch.tanh(raw / self.limit), shift
 
 # %% ../../nbs/36_tarflow.ipynb #839c6731
@@ -241,7 +239,7 @@ class TarFlow(ImageFlow):
         classes: int = 0,  # that labels may name; 0 for a flow without labels
         grey_levels: int = 256,  # of the integer images
         noise: nn.Module | None = None,  # `UniformNoise` if None; or `GaussianNoise`
-        first: Bijection | None = None,  # of images, such as `Equalize`; a learned shift and scale of each pixel if None
+        first: Bijection | None = None,  # of images, such as `Equalize`; shift and scale of each pixel if None
     ):
         patches = Patches(shape, patch)
         options = {"width": width, "depth": depth, "heads": heads, "classes": classes}
