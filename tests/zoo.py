@@ -75,7 +75,6 @@ BIJECTIONS = {
     "whole glow": Case(lambda: Glow((1, 4, 4), levels=2, steps=2, width=8).bijection, (1, 4, 4)),
     "glow steps": Case(lambda: GlowSteps(4, steps=3, width=8), (4, 2, 2)),
     "couplings with context": Case(lambda: Couplings(2, layers=3, width=8, context=2), (2,), 2),
-    "patches": Case(lambda: Patches((2, 4, 2), 2), (2, 4, 2)),
     "causal block": Case(lambda: CausalBlock((4, 3), width=8, heads=2), (4, 3)),
     "causal block, turned": Case(lambda: CausalBlock((3, 2), width=8, heads=2, flip=True), (3, 2)),
     "residual block": Case(lambda: ResidualBlock(lipschitz_net((3,), 8), ladj="exact"), (3,)),

@@ -29,14 +29,18 @@ class Patches(Bijection):
         super().__init__()
         if shape[1] % patch or shape[2] % patch:
             raise ValueError(f"shape: expected sides that are multiples of {patch}; got {list(shape)}; change patch")
-        self.patch, self.grid = patch, (shape[1] // patch, shape[2] // patch)
-        self.shape = (self.grid[0] * self.grid[1], shape[0] * patch**2)  # of a sequence
+        c, h, w = shape
+        self.cut, self.image = (c, h // patch, patch, w // patch, patch), (c, h, w)
+        self.shape = (h * w // patch**2, c * patch**2)  # of a sequence
 
     def forward(self, x, context=None):
-        return F.pixel_unshuffle(x, self.patch).flatten(2).mT, no_change(x)
+        squares = x.reshape(len(x), *self.cut).permute(0, 2, 4, 1, 3, 5)
+        return squares.reshape(len(x), *self.shape), no_change(x)
 
     def inverse(self, z, context=None):
-        return F.pixel_shuffle(z.mT.unflatten(2, self.grid), self.patch), no_change(z)
+        c, rows, patch, columns, _ = self.cut
+        squares = z.reshape(len(z), rows, columns, c, patch, patch).permute(0, 3, 1, 4, 2, 5)
+        return squares.reshape(len(z), *self.image), no_change(z)
 
 # %% ../../nbs/36_tarflow.ipynb #ca0725bb
 Cache = tuple[Tensor, Tensor]  # keys and values of earlier places, [B, heads, S, d] each
@@ -155,12 +159,10 @@ class CausalBlock(Bijection):
         return x.flip(1) if self.flip else x
 
     def _told(self, answers, context):
-        "Log-scale and shift, float32 or wider."
-        answers = wide(answers)
         if isinstance(context, Guided):
             told, untold = answers.chunk(2)
             answers = untold + context.weight * (told - untold)
-        raw, shift = answers.chunk(2, 2)
+        raw, shift = wide(answers).chunk(2, 2)
         return self.limit * torch.tanh(raw / self.limit), shift
 
 # %% ../../nbs/36_tarflow.ipynb #839c6731
@@ -237,7 +239,7 @@ class TarFlow(ImageFlow):
         classes: int = 0,  # that labels may name; 0 for a flow without labels
         grey_levels: int = 256,  # of the integer images
         noise: nn.Module | None = None,  # `UniformNoise` if None; or `GaussianNoise`
-        first: Bijection | None = None,  # of images, such as `Equalize`; a learned shift and scale of each pixel if None
+        first: Bijection | None = None,  # of images, such as `Equalize`; shift and scale of each pixel if None
     ):
         patches = Patches(shape, patch)
         options = {"width": width, "depth": depth, "heads": heads, "classes": classes}
