@@ -80,7 +80,7 @@ def test_folded_neighbours_are_one_and_all_their_anchors_stay():
 
 
 def test_long_lines_hang_and_lose_nothing():
-    short, long = "x = 1", "    <span class=\"k\">return</span> " + "a" * 50
+    short, long = "x = 1", "    <span class=\"k\">return</span> " + "a" * 80
     body = f'<pre tabindex="0">{short}\n{long}\n</pre><p>{long}</p>'
     out = reading.wrapping(body)
     assert f'{short}\n<span class="line" style="--i:4">{long}</span>\n</pre><p>{long}</p>' in out
