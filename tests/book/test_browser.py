@@ -200,4 +200,5 @@ def test_search_finds(visitor, word, first):
     visitor.tab.locator("#search-results li").first.wait_for()
     found = visitor.tab.locator("#search-results li a").evaluate_all("links => links.map((a) => a.getAttribute('href'))")
     assert found[0].startswith(first), found[:5]
+    visitor.tab.wait_for_load_state("networkidle")  # excerpts are fetched; the next page would cut that short
     assert not visitor.faults
