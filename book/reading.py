@@ -73,7 +73,7 @@ def wrapping(body: str) -> str:
     def marked(line):
         text = html.unescape(re.sub(r"<[^>]*>", "", line))
         whole = line.count("<span") == line.count("</span>")
-        if len(text) < 45 or not whole:
+        if len(text) <= 80 or not whole:
             return line
         return f'<span class="line" style="--i:{len(text) - len(text.lstrip())}">{line}</span>'
     return CODE.sub(lambda m: m[1] + "\n".join(map(marked, m[2].split("\n"))) + m[3], body)

@@ -43,8 +43,8 @@ def smaller(folder: Path) -> None:
         with Image.open(path) as image:
             image = image.convert("RGBA")
             image.save(target, lossless=True, method=2)
-            if target.stat().st_size > 40_000:
-                image.save(target, quality=85, method=4)
+            if target.stat().st_size > 15_000:
+                image.save(target, quality=80, method=4)
         path.unlink()
 
 

@@ -25,6 +25,7 @@
   const raw = formulas.filter((e) => !e.querySelector("mjx-container"));
   if (raw.length) wrong.push(`${raw.length} formulas not set: ${raw[0].textContent.trim().slice(0, 60)}`);
   for (const e of document.querySelectorAll("mjx-merror")) wrong.push(`formula with an error: ${e.getAttribute("data-mjx-error")}`);
+  for (const e of document.querySelectorAll('mjx-mtext[style*="color: red"]')) wrong.push(`command unknown to MathJax: ${e.textContent}`);
   const left = /\$\$|\\(begin|frac|mathbf|mathcal|sum|log|theta|partial)\b|(?<![\\\w$])\$[^$\n]*[\\^_][^$\n]*\$/;
   for (const e of document.querySelectorAll("article :is(p, li, td, th, h1, h2, h3, figcaption)")) {
     const text = [...e.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data).join(" ");

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from pygments.styles import get_style_by_name
 
 sys.path.insert(0, str(ROOT / "book"))
 import conf  # noqa: E402
@@ -79,7 +80,7 @@ def test_folded_neighbours_are_one_and_all_their_anchors_stay():
 
 
 def test_long_lines_hang_and_lose_nothing():
-    short, long = "x = 1", "    <span class=\"k\">return</span> " + "a" * 50
+    short, long = "x = 1", "    <span class=\"k\">return</span> " + "a" * 80
     body = f'<pre tabindex="0">{short}\n{long}\n</pre><p>{long}</p>'
     out = reading.wrapping(body)
     assert f'{short}\n<span class="line" style="--i:4">{long}</span>\n</pre><p>{long}</p>' in out
@@ -93,3 +94,19 @@ def test_columns_of_numbers_stand_right():
     out = reading.aligned(f"<table>{body}</table><p>0.5</p>")
     assert re.findall(r'class="number"[^>]*><p>([^<]*)', out) == ["AP", "0.25", "0.5 (0.4 to 0.6)", "-"]
     assert re.sub(r' class="number"| class="head"', "", out).count("<td>") == 9
+
+
+def luminance(colour):
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(c * weight for c, weight in zip(linear, (0.2126, 0.7152, 0.0722)))
+
+
+@pytest.mark.parametrize("style, theme", [(conf.pygments_style, "body {"), (conf.pygments_dark_style, 'body[data-theme="dark"] {')])
+def test_code_can_be_read_on_the_ground_that_it_lies_on(style, theme):
+    "WCAG AA asks for 4.5 : 1."
+    css = (ROOT / "book" / "static" / "book.css").read_text()
+    ground = re.search(rf"^{re.escape(theme)} --code-ground: #(\w+);", css, re.M)[1]
+    colours = {token["color"] for _, token in get_style_by_name(style) if token["color"]}
+    for pair in (sorted(map(luminance, (colour, ground))) for colour in colours):
+        assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5
