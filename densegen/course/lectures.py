@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'BrokenNotebook', 'read_notebook', 'Lecture', 'lectures', 'UnknownName', 'nearest', 'find', 'parameters',
-           'checked', 'value_from', 'settings_from', 'typed']
+           'checked', 'value_from', 'settings_from', 'typed', 'without_widgets']
 
 # %% ../../nbs/86_lectures.ipynb #90620ecb
 import ast
@@ -220,3 +220,17 @@ def typed(
         except ValueError as error:
             raise ValueError(f"--set {name}: {error}") from None
     return values
+
+# %% ../../nbs/86_lectures.ipynb #c3fc5c84
+def without_widgets(
+    model: dict,  # what Jupyter is about to save; its notebook is changed in place
+    **more: Any,  # path and contents manager, not needed
+) -> None:
+    "Leave the outputs of widgets out of a notebook: Jupyter's `pre_save_hook`."
+    if model.get("type") != "notebook" or not isinstance(model.get("content"), dict):
+        return
+    widget = "application/vnd.jupyter.widget-view+json"
+    for cell in model["content"].get("cells", []):
+        if cell.get("outputs"):
+            cell["outputs"] = [o for o in cell["outputs"] if widget not in o.get("data", {})]
+    model["content"].get("metadata", {}).pop("widgets", None)
