@@ -92,12 +92,12 @@ def test_a_slider_redraws_and_tells_errors():
 
     box = figures.explore(draw, x=IntSlider(5, 0, 9))
     slider, picture, line = box.children
-    first = picture.value
+    first = bytes(picture.value)
     assert first.startswith(b"\x89PNG") and line.value == "x is 5" and slider.description == "x"
     slider.value = 0
     assert picture.value == b"" and "ZeroDivisionError" in line.value
     slider.value = 1
-    assert picture.value not in (b"", first) and line.value == "x is 1"
+    assert bytes(picture.value) not in (b"", first) and line.value == "x is 1"
 
 
 def test_an_error_is_shown_as_text():
@@ -159,7 +159,8 @@ def test_the_pad_keeps_rows():
 
 
 def test_the_pad_asks_nobody_for_its_page():
-    assert "://" not in Pad._esm._value if hasattr(Pad._esm, "_value") else "://" not in str(Pad._esm)
+    page = str(Pad(4).get_state()["_esm"])
+    assert "function render" in page and "://" not in page and "import " not in page
 
 
 def test_the_seven_have_equal_weights():

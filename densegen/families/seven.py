@@ -70,8 +70,8 @@ def family_weights(
         noisy = lambda v: v.float() / 127.5 - 1 + 0.03 * torch.randn(v.shape)
         learner = Learner(model, lambda net, v: chains(net, noisy(v)))
     batch, rate = HOW[name]
-    fit(learner, v, steps=updates, batch_size=batch, lr=rate, seed=seed, schedule=cosine(0.05), device="cpu",
-        checkpoint=None, label=name, **MORE[name])
+    fit(learner, v, steps=updates, batch_size=batch, lr=rate, seed=seed, schedule=cosine(0.05),
+        label=name, **MORE[name])
     return model.state_dict()
 
 # %% ../../nbs/39_seven.ipynb #478d7633
