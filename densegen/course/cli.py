@@ -399,8 +399,8 @@ def evaluate(
 # %% ../../nbs/97_cli.ipynb #811b612a
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="glow, spline-glow, residual-flow, cfm, ddpm, conv-ebm, jem, "
-                                          "dense-hybrid.")],
+    recipe: Annotated[str, typer.Argument(help="glow, spline-glow, residual-flow, cfm, tarflow, ddpm, conv-ebm, "
+                                          "jem, dense-hybrid.")],
     out: Annotated[Path, typer.Option(help="Folder of this training: logs, checkpoint, weights, model card.")],
     data: Annotated[Optional[str], typer.Option(help="Data set, instead of the recipe's.")] = None,
     scale: Annotated[str, typer.Option(help="gpu: the paper's settings; smoke: seconds on a CPU, no data.")] = "gpu",
