@@ -99,7 +99,7 @@ FLOWS = [
     _mutant("ladj", "mixture-slope", "flows/splines",
             "- log_scale, -1) - below - above", "- log_scale, -1) - below + above",
             "splines.py::test_slopes_are_those_of_autograd_and_values_increase"),
-    _mutant("axis", "autoregressive-mask", "flows/autoregressive",
+    _mutant("axis", "autoregressive-mask", "flows/masked",
             "writes[:, None] > reads if strict", "writes[:, None] >= reads if strict",
             "contracts.py::test_masks_let_an_output_see_smaller_numbers_only"),
     _mutant("ladj", "checkerboard-kept", "flows/coupling",

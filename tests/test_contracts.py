@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import BIJECTIONS, DENSITIES, randomized, trained
 
-from densegen.flows.autoregressive import MaskedAutoregressive
+from densegen.flows.masked import MaskedAutoregressive
 from densegen.flows.bijections import Bijection, Compose, Flow, Permutation, StandardNormal, StandardUniform, reference_ladj
 from densegen.flows.coupling import Coupling, RealNVP
 from densegen.flows.splines import Spline

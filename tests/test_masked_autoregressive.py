@@ -2,7 +2,7 @@
 import torch
 from zoo import randomized
 
-from densegen.flows.autoregressive import MAF, MaskedAutoregressive
+from densegen.flows.masked import MAF, MaskedAutoregressive
 from densegen.flows.bijections import reference_ladj
 
 

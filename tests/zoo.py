@@ -8,7 +8,7 @@ from densegen.energy.energy import EnergyModel, QuadratureEBM, energy_net
 from densegen.energy.jem import JEM, smooth_classifier
 from densegen.energy.learning import RBM, conv_energy_net
 from densegen.energy.samplers import Ising
-from densegen.flows.autoregressive import MAF, MaskedAutoregressive
+from densegen.flows.masked import MAF, MaskedAutoregressive
 from densegen.flows.bijections import (
     Affine,
     Bijection,

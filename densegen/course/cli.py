@@ -322,7 +322,7 @@ def working_copy(
 def lab(
     more: Annotated[Optional[list[str]], typer.Argument(help="Other options of JupyterLab, after --.")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Start from fresh notebooks; put yours aside.")] = False,
-    port: Annotated[Optional[int], typer.Option(help="Of the server; without it 8888 or the next that is free.")] = None,
+    port: Annotated[Optional[int], typer.Option(help="Of the server; else 8888 or the next that is free.")] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:
     "Open JupyterLab on the index of a working copy, the folder _lab."

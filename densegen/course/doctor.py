@@ -70,7 +70,7 @@ PURPOSES = {  # what one may want to do, and the packages for it beside those of
     "the tests": "pytest hypothesis zuko normflows",
 }
 
-
+# %% ../../nbs/85_doctor.ipynb #a0f55f58
 def _absent(names: list[str]) -> list[str]:
     absent = []
     for name in names:
@@ -80,7 +80,7 @@ def _absent(names: list[str]) -> list[str]:
             absent.append(name)
     return absent
 
-
+# %% ../../nbs/85_doctor.ipynb #380a0539
 def missing_requirements() -> list[str]:  # names of packages
     "Packages that the lectures need and that are not installed."
     return _absent("torch lightning-fabric scikit-learn scikit-image pooch matplotlib papermill ipykernel".split())

@@ -6,6 +6,8 @@
 __all__ = ['COLD', 'UPDATES', 'HOW', 'MORE', 'family', 'family_weights', 'seven']
 
 # %% ../../nbs/39_seven.ipynb #dca88ceb
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ from ..workbench.training import cosine, fit
 # %% ../../nbs/39_seven.ipynb #e7ed131e
 COLD = Langevin(2.0, noise=0.01)  # the chains of the energy, in training and after
 
-
+# %% ../../nbs/39_seven.ipynb #cdc45121
 def family(
     name: str,  # energy, VAE, autoregressive, GAN, flow or score
     shape: tuple[int, int, int] = (1, 28, 28),  # of the images
@@ -79,7 +81,7 @@ def seven(
     v: Tensor,  # integer images [N, C, H, W]: the whole training set, so that all pages get the same models
     y: Tensor,  # their classes [N]
     updates: dict[str, int] = UPDATES,  # for each family
-    folder=None,  # of the cache, as for `artifact`; the diffusion model has the usual one
+    folder: Path | None = None,  # of the cache, as for `artifact`; the diffusion model has the usual one
 ) -> dict[str, nn.Module]:  # ready for use
     "One model of each family: trained by the first who asks, then read from disk."
     models = {}

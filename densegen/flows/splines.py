@@ -71,7 +71,7 @@ def _rational(xi, z0, h, sigma, d0, d1) -> tuple[Tensor, Tensor]:
     above = d1 * xi.square() + 2 * sigma * both + d0 * (1 - xi).square()
     return z, 2 * sigma.log() + above.log() - 2 * below.log()
 
-
+# %% ../../nbs/35_splines.ipynb #d635f297
 def _bend(x: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
     "The spline's value and log-slope at x, within the outer knots."
     xi, (_, z0, w, h, d0, d1) = _piece(x, knots, 0)
@@ -84,7 +84,7 @@ def _root(eta, sigma, d0, d1) -> Tensor:
     a, b, c = sigma - d0 + shared, d0 - shared, -sigma * eta
     return 2 * c / (-b - (b.square() - 4 * a * c).clamp_min(0).sqrt())
 
-
+# %% ../../nbs/35_splines.ipynb #cbcde219
 def _bend_back(z: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
     "The place where the spline has the value z, and the log-slope of the way back."
     eta, (x0, z0, w, h, d0, d1) = _piece(z, knots, 1)
@@ -194,7 +194,7 @@ class CircularCoupling(Coupling):
         kept, changed = self.sizes
         self.net = nn.Sequential(_CosSin(), coupling_net(2 * kept, self.transform.outputs * changed, width))
 
-
+# %% ../../nbs/35_splines.ipynb #e5df9025
 class UniformAngles(StandardNormal):
     "Independent angles, uniform on the circle."
 
@@ -209,7 +209,7 @@ class UniformAngles(StandardNormal):
         shares = torch.rand((n, *self.shape), generator=generator, device=zero.device, dtype=zero.dtype)
         return (2 * shares - 1) * math.pi
 
-
+# %% ../../nbs/35_splines.ipynb #4dd9417e
 class TorusFlow(Flow):
     "A density of angles: circular couplings, the angles moving up one place after each."
 

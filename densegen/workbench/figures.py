@@ -112,7 +112,8 @@ def unpacked(
     row: dict,  # of `packed`
 ) -> Tensor:  # uint8 [n, C, H, W]
     "The images again."
-    return torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(row["bytes"]))), dtype=torch.uint8).view(row["shape"])
+    raw = bytearray(zlib.decompress(base64.b64decode(row["bytes"])))
+    return torch.frombuffer(raw, dtype=torch.uint8).view(row["shape"])
 
 # %% ../../nbs/04_figures.ipynb #13a1684b
 def show_density(

@@ -12,7 +12,7 @@ import traitlets
 from torch import Tensor
 
 # %% ../../nbs/04_pad.ipynb #22e541cf
-_PAGE = """
+_PEN = """
 function render({ model, el }) {
   const side = model.get("side"), zoom = Math.round(280 / side), canvas = document.createElement("canvas");
   canvas.width = canvas.height = side * zoom;
@@ -29,7 +29,10 @@ function render({ model, el }) {
     if (view.byteLength == side * side) pixels = new Uint8Array(view.buffer, view.byteOffset, side * side).slice();
     show();
   };
-  const send = (now) => {
+"""
+
+# %% ../../nbs/04_pad.ipynb #4a3294e4
+_STROKE = """  const send = (now) => {
     if (!now && Date.now() - sent < 100) return;
     sent = Date.now();
     model.set("value", new DataView(pixels.slice().buffer));
@@ -40,7 +43,10 @@ function render({ model, el }) {
     const ink = Math.max(0, Math.min(255, 255 * (2 - far)));
     pixels[i] = black ? Math.min(p, 255 - ink) : Math.max(p, ink);
   });
-  const move = (event) => {
+"""
+
+# %% ../../nbs/04_pad.ipynb #12190264
+_PAGE = _PEN + _STROKE + """  const move = (event) => {
     const at = [event.offsetX / zoom, event.offsetY / zoom], from = last || at;
     for (let k = 1; k <= 8; k++) dab(from[0] + (at[0] - from[0]) * k / 8, from[1] + (at[1] - from[1]) * k / 8);
     last = at;
