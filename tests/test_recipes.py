@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from densegen.course.cli import app
 from densegen.course.recipes import RECIPES, Kind, built, data_for, recipe_named
-from densegen.course.trained import Job, _schedule, _started, export_trained, load_trained, train_recipe
+from densegen.course.trained import Training, _schedule, _started, export_trained, load_trained, train_recipe
 from densegen.workbench.checkpoint import CheckpointError
 from densegen.workbench.training import fit
 
@@ -34,7 +34,7 @@ main()
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "dense-hybrid"])
 def test_small_version_learns_is_measured_and_loads_as_it_is(name, tmp_path):
-    metrics = train_recipe(Job(name, tmp_path, steps=2, **SMOKE))
+    metrics = train_recipe(Training(name, tmp_path, steps=2, **SMOKE))
     assert all(0 <= value < 20 for value in metrics.values())
     model = load_trained(tmp_path / "model.safetensors")
     state = model.state_dict()
@@ -69,7 +69,7 @@ def test_the_paper_s_size_can_be_built(name):
 
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train_recipe(Job("glow", whole, **SMOKE))
+    train_recipe(Training("glow", whole, **SMOKE))
     words = [sys.executable, "-c", EAGER, "train", "glow", "--scale", "smoke", "--device", "cpu", "--out", str(killed)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (killed / "training.ckpt").exists() and process.poll() is None:
@@ -79,18 +79,18 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path):
     assert not (killed / "model.safetensors").exists(), "it had ended before it was killed"
     export_trained(killed, "cpu")  # what there is, before it is trained further
     early = load_file(killed / "model.safetensors")
-    train_recipe(Job("glow", killed, resume=True, **SMOKE))
+    train_recipe(Training("glow", killed, resume=True, **SMOKE))
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (killed, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert any(not torch.equal(early[key], theirs[key]) for key in theirs)
 
 
 def test_a_folder_belongs_to_one_training(tmp_path):
-    train_recipe(Job("jem", tmp_path, steps=1, **SMOKE))
+    train_recipe(Training("jem", tmp_path, steps=1, **SMOKE))
     with pytest.raises(CheckpointError, match="--resume"):
-        train_recipe(Job("jem", tmp_path, steps=1, **SMOKE))
+        train_recipe(Training("jem", tmp_path, steps=1, **SMOKE))
     with pytest.raises(CheckpointError, match="seed 0"):
-        train_recipe(Job("jem", tmp_path, steps=1, seed=1, resume=True, **SMOKE))
+        train_recipe(Training("jem", tmp_path, steps=1, seed=1, resume=True, **SMOKE))
     assert (tmp_path / "logs" / "version_0" / "metrics.csv").read_text().startswith("class")
     card = (tmp_path / "README.md").read_text()
     assert "CC BY 4.0" in card and "Grathwohl" in card and "seed 0" in card and "error" in card
@@ -131,7 +131,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", [*HOSTILE, "weights", "text"])
 def test_a_stranger_s_file_is_refused_in_one_line(what, tmp_path):
-    train_recipe(Job("glow", tmp_path / "good", steps=1, **SMOKE))
+    train_recipe(Training("glow", tmp_path / "good", steps=1, **SMOKE))
     file, bad = tmp_path / "good" / "model.safetensors", tmp_path / "bad.safetensors"
     with safe_open(file, "pt") as good:
         note = json.loads(good.metadata()["densegen"])

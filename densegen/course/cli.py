@@ -419,7 +419,7 @@ def train(
     from densegen.course import trained
 
     hardware = (device, devices, nodes, strategy, precision, compiled)
-    raise typer.Exit(trained.train_request(trained.Job(recipe, out, data, scale, steps, seed, *hardware, resume)))
+    raise typer.Exit(trained.train_request(trained.Training(recipe, out, data, scale, steps, seed, *hardware, resume)))
 
 # %% ../../nbs/97_cli.ipynb #7a6e9bfc
 @app.command()

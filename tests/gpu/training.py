@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from densegen.course.recipes import recipe_named
-from densegen.course.trained import Job, train_recipe
+from densegen.course.trained import Training, train_recipe
 from densegen.workbench.checkpoint import read_checkpoint
 from densegen.workbench.data import DataNotFound, images
 
@@ -31,7 +31,7 @@ def main(device: str, minutes: float, name: str = "glow") -> None:
 
         def trained(steps: int) -> tuple[float, dict]:
             out = Path(folder) / str(steps)
-            metrics = train_recipe(Job(name, out, data, scale, steps, device=device, precision=precision))
+            metrics = train_recipe(Training(name, out, data, scale, steps, device=device, precision=precision))
             return read_checkpoint(out / "training.ckpt")["history"]["seconds"], metrics
 
         few, more = (trained(steps)[0] for steps in (20, 60))
