@@ -26,25 +26,28 @@ def slim(body: str, plain: set[str]) -> str:
     for _ in range(2):  # spans may lie in spans
         body = SPAN.sub(lambda m: m[2] if m[1] in plain else m[0], body)
     body = re.sub(r"<pre(?=[ >])", '<pre tabindex="0"', body.replace("<pre><span></span>", "<pre>"))
-    body = re.sub(r'(_images/[\w.-]+)\.png"', r'\1.webp"', body)
+    body = re.sub(r'(_images/[\w.-]+)\.(?:png|jpg)"', r'\1.webp"', body)
     return body.replace("<img ", '<img loading="lazy" ')
 
 
 def tight(page: str) -> str:
-    "A whole page without the indentation of its template; code and scripts stay as they are."
+    "A whole page without the indentation of its template and with short entries of the sidebar; code stays as it is."
+    page = page.replace('<li class="toctree-l1"><a class="reference internal"', '<li><a class="reference"')
+    drawn = lambda m: m[0] if f'href="#{m[1]}"' in page else ""  # of the theme's icons
+    page = re.sub(r'<symbol id="([\w-]+)".*?</symbol>', drawn, page, flags=re.S)
     parts = re.split(r"(<pre.*?</pre>|<script.*?</script>)", page, flags=re.S)
     return "".join(part if k % 2 else re.sub(r"\s*\n\s*", "\n", part) for k, part in enumerate(parts))
 
 
 def smaller(folder: Path) -> None:
-    "Each PNG of a folder as WebP: without loss, or with one that nobody sees where that is much smaller."
-    for path in sorted(folder.glob("*.png")):
+    "Each picture of a folder as WebP: without loss, or with one that nobody sees where that is much smaller."
+    for path in sorted([*folder.glob("*.png"), *folder.glob("*.jpg")]):
         target = path.with_suffix(".webp")
         with Image.open(path) as image:
             image = image.convert("RGBA")
             image.save(target, lossless=True, method=2)
             if target.stat().st_size > 15_000:
-                image.save(target, quality=80, method=4)
+                image.save(target, quality=72, method=5)
         path.unlink()
 
 
@@ -53,8 +56,9 @@ def mathematics(target: Path) -> None:
     package = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
     found = (package.glob(pattern) for pattern in ("output/chtml/fonts/woff-v2/*", "input/tex/extensions/*.js"))
     wanted = [package / "tex-chtml.js", *(path for paths in found for path in paths)]
+    unused = {"all-packages", "mhchem", "physics", "bussproofs", "mathtools", "empheq"}  # chemistry, proofs, short forms
     for path in wanted:
-        if path.stem != "all-packages":
+        if path.stem not in unused:
             copy = target / path.relative_to(package)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
