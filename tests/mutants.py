@@ -425,7 +425,7 @@ DENSE = [
             "-(smooth / smooth.sum(0)).log()", "(smooth / smooth.sum(0)).log()",
             "embedding_density.py::test_position_prior_and_colour_by_hand"),
     _mutant("metric", "colour-nearest", "dense/embedding_density",
-            "torch.stack(gaps).amin(0)", "torch.stack(gaps).amax(0)",
+            "torch.stack(squares).amin(0)", "torch.stack(squares).amax(0)",
             "embedding_density.py::test_position_prior_and_colour_by_hand"),
     _mutant("ladj", "neighbour-volume", "dense/embedding_density",
             "math.log(k / n) - ball", "math.log(k / n) + ball",
