@@ -466,7 +466,7 @@ def test_averaged_flows_are_flows(name, decay):
     back, back_ladj = bijection.inverse(z, context)
     assert torch.allclose(back, x, atol=1e-5) and torch.allclose(ladj, -back_ladj, atol=1e-5)
     jacobian = torch.autograd.functional.jacobian(lambda row: bijection(row, context)[0].flatten(), x)
-    assert torch.allclose(torch.linalg.slogdet(jacobian.reshape(x.numel(), x.numel())).logabsdet, ladj[0], atol=1e-5)
+    assert torch.allclose(torch.linalg.slogdet(jacobian.view(x.numel(), x.numel())).logabsdet, ladj[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])

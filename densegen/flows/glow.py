@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .bijections import Bijection, Compose, StandardNormal, check_shape, reach, total, wide
-from .coupling import ConvNet, ImageCoupling, ScaleShift, Transform, answers
+from .coupling import ImageCoupling, ScaleShift, Transform, answers
 from .dequantization import ImageFlow, bits_per_dim, level_map, multiscale
 
 # %% ../../nbs/33_glow.ipynb #5026eca3
@@ -104,14 +104,6 @@ class InvertibleConv(Bijection):
             x = torch.matmul(weight.to(wide(z).dtype), wide(z).flatten(2)).view_as(z)
         return x.to(z.dtype), -(z.shape[2] * z.shape[3] * wide(self.log_s).sum()).expand(z.shape[0])
 
-# %% ../../nbs/33_glow.ipynb #249d6018
-class _InLayout(ConvNet):
-    "A `ConvNet` whose answer lies in memory as its question does: copied back only for who asks in planes."
-
-    def forward(self, x):
-        y = nn.Sequential.forward(self, x.contiguous(memory_format=torch.channels_last))
-        return y if x.stride(1) == 1 else y.contiguous()
-
 # %% ../../nbs/33_glow.ipynb #acd29230
 class GlowStep(Compose):
     "ActNorm, 1x1 convolution, coupling."
@@ -122,9 +114,7 @@ class GlowStep(Compose):
         width: int = 128,  # hidden channels of the network
         transform: Transform = ScaleShift(),  # what is done to the changed channels
     ):
-        kept, changed = channels - channels // 2, channels // 2
-        net = _InLayout(kept, transform.outputs * changed, width)
-        coupling = ImageCoupling(channels, width, transform=transform, net=net)
+        coupling = ImageCoupling(channels, width, transform=transform)
         super().__init__(ActNorm(channels), InvertibleConv(channels), coupling)
 
 # %% ../../nbs/33_glow.ipynb #637b6f32
@@ -156,54 +146,41 @@ class GlowSteps(Compose):
         with _uncast(x):
             lower, upper = _triangles(*factors)
             weight = p @ lower @ upper * torch.exp(-log_scale)[:, None]
-            bias = -(weight @ shift[..., None]).squeeze(-1)
+            bias = -(weight @ shift[..., None])
         z, log_slope = _forward_all(wide(x), self.bijections, weight, bias)
         return z.to(x.dtype), log_slope + x.shape[2] * x.shape[3] * (factors[-1].sum() - log_scale.sum())
 
     def inverse(self, z, context=None):
         shift, log_scale, (p, *factors) = self._stacked()
         weight = (log_scale.double().exp()[..., None] * _inverse_of(p, *factors)).to(shift.dtype)
-        x, log_slope = _inverse_all(wide(z), self.bijections, weight, shift)
+        x, log_slope = _inverse_all(wide(z), self.bijections, weight, shift[..., None])
         return x.to(z.dtype), log_slope - z.shape[2] * z.shape[3] * (factors[-1].sum() - log_scale.sum())
-
-# %% ../../nbs/33_glow.ipynb #84e0a716
-def _mixed(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    "W x + b at each pixel [B, C, H, W]; the result lies in memory pixel by pixel."
-    n, c, height, breadth = x.shape
-    with _uncast(x):
-        pixels = torch.addmm(b, x.permute(0, 2, 3, 1).reshape(-1, c), w.T)
-    return pixels.view(n, height, breadth, c).permute(0, 3, 1, 2)
-
-# %% ../../nbs/33_glow.ipynb #d9612fc2
-def _rejoined(whole: Tensor, kept: Tensor, new: Tensor) -> Tensor:
-    "Both parts as one: written over `whole`, which has `kept` already, unless a gradient may look back at it."
-    if torch.is_grad_enabled():
-        return torch.cat([kept, new], 1)
-    whole[:, kept.shape[1] :] = new
-    return whole
 
 # %% ../../nbs/33_glow.ipynb #0b9c2cff
 def _forward_all(x, steps, weight, bias):
-    slopes, x = [], x.contiguous(memory_format=torch.channels_last)
+    slopes = []
     for step, w, b in zip(steps, weight, bias):
         coupling = step.bijections[2]
-        x = _mixed(x, w, b)
-        kept, changed = x.split(coupling.sizes, 1)
-        new, log_slope = coupling.transform.forward(changed, answers(coupling.net, kept))
+        with _uncast(x):
+            mixed = torch.baddbmm(b, w.expand(x.shape[0], -1, -1), x.flatten(2)).view_as(x)
+        kept, changed = mixed.split(coupling.sizes, 1)
+        changed, log_slope = coupling.transform.forward(changed, answers(coupling.net, kept))
         slopes.append(log_slope)
-        x = _rejoined(x, kept, new)
-    return x.contiguous(), total(torch.cat(slopes, 1))
+        x = torch.cat([kept, changed], 1)
+    return x, total(torch.cat(slopes, 1))
 
 # %% ../../nbs/33_glow.ipynb #08db8b34
 def _inverse_all(z, steps, weight, bias):
-    slopes, z = [], z.clone(memory_format=torch.channels_last)  # the caller's stays as it is
+    slopes = []
     for step, w, b in zip(reversed(steps), weight.flip(0), bias.flip(0)):
         coupling = step.bijections[2]
         kept, changed = z.split(coupling.sizes, 1)
-        new, log_slope = coupling.transform.inverse(changed, answers(coupling.net, kept))
+        changed, log_slope = coupling.transform.inverse(changed, answers(coupling.net, kept))
         slopes.append(log_slope)
-        z = _mixed(_rejoined(z, kept, new), w, b)
-    return z.contiguous(), total(torch.cat(slopes, 1))
+        z = torch.cat([kept, changed], 1)
+        with _uncast(z):
+            z = torch.baddbmm(b, w.expand(z.shape[0], -1, -1), z.flatten(2)).view_as(z)
+    return z, total(torch.cat(slopes, 1))
 
 # %% ../../nbs/33_glow.ipynb #2257343b
 def _classes(labels: Tensor) -> Tensor:
