@@ -10,7 +10,7 @@ from densegen.dense.embedding_density import (
     DENSITIES, ODIN, ColourDistance, EmbeddingDensity, LocalContrast, LogitDetector, MiddleOfPicture, PositionPrior,
 )
 from densegen.dense.resynthesis import Painter, Resynthesis
-from densegen.dense.segmentation import Dense, Ladder, SegmentationModel, fit_size
+from densegen.dense.segmentation import Ladder
 from densegen.dense.synthetic_negatives import NFlowJS, PatchFlow
 from densegen.dense.two_heads import TwoHeads
 
@@ -21,22 +21,6 @@ SIZE = (32, 48)
 def ladder():
     torch.manual_seed(0)
     return Ladder(4, (4, 8, 8, 8, 8), (8, 8, 6)).eval()
-
-
-class Small(SegmentationModel):
-    "Three maps and logits from four convolutions: exported in a fraction of a ladder's time."
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.ModuleList((nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 6, 1)))
-        self.head = nn.Conv2d(6, 4, 1)
-
-    def forward(self, images):
-        maps = [self.normalized(images)]
-        for part in self.body:
-            maps.append(part(maps[-1]).relu())
-        coarse = self.head(maps[-1])
-        return Dense(fit_size(coarse, images.shape[2:]), tuple(maps[1:]), coarse, maps[-1])
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +52,12 @@ KINDS = {
     "density": lambda m, x, y: HybridHalf(DenseHybrid(m, 6), 1),
     "NFlowJS": lambda m, x, y: NFlowJS(m, PatchFlow()),
 }
-ON_A_LADDER = {"energy", "two heads", "DenseHybrid", "embedding density, flow"}  # the others on `Small`
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_loaded_and_scored(ladder, scenes, tmp_path, kind):
     torch.manual_seed(0)
-    detector = KINDS[kind](ladder if kind in ON_A_LADDER else Small().eval(), *scenes).eval()
+    detector = KINDS[kind](ladder, *scenes).eval()
     file = load_detector(save_detector(detector, tmp_path / "d.onnx", SIZE))
     for count in (1, 3):
         images = scenes[0][:count]

@@ -5,8 +5,10 @@ and in one theme, and a few at all widths, in both themes and with axe-core. DEN
 """
 import functools
 import http.server
+import json
 import os
 import random
+import re
 import shutil
 import sys
 import threading
@@ -33,7 +35,9 @@ PACKAGE = [module.page for module in conf.MODULES]
 PAGES = [*LISTED, "references", "search", "api/index", *PACKAGE]
 ALL = os.environ.get("DENSEGEN_BROWSER") == "all"
 dice = random.Random(0)
-ONCE = {page: dice.choice(SEEN) for page in [*dice.sample(LISTED, 20), *dice.sample(PACKAGE, 8), "references", "search"]}
+FORMULAS = ["20_energy", "31_coupling"]  # pages that are full of them
+ONCE = [*dice.sample(LISTED, 20), *dice.sample(PACKAGE, 8), "references", "search", *FORMULAS]
+ONCE = {page: dice.choice(SEEN) for page in ONCE}
 OFTEN = PAGES if ALL else ["index", "glossary", "api/index", "20_energy", *dice.sample(PACKAGE, 1)]
 FIGURES = sorted({page for page, *_ in conf.LIVE})
 PREFIX = "/some/path/"  # the book stands below the root of its host
@@ -138,6 +142,14 @@ def test_page_has_no_fault_at_any_width_in_any_theme(visitor, page):
     found = {f"{width} {theme}": visitor.look(width, theme) for width, theme in SEEN}
     axe = {theme: visitor.examine() for theme in ("dark", "light") if not visitor.window(1366, theme)}
     assert not {seen: faults for seen, faults in (found | axe).items() if faults}
+
+
+@pytest.mark.parametrize("page", FORMULAS)
+def test_every_formula_of_the_source_is_set(visitor, page):
+    source = json.loads((ROOT / "nbs" / f"{page}.ipynb").read_text())
+    prose = "".join("".join(c["source"]) for c in source["cells"] if c["cell_type"] == "markdown")
+    visitor.open(f"{page}.html")
+    assert visitor.tab.locator('mjx-container[display="true"]').count() >= len(re.findall(r"\$\$.+?\$\$", prose, re.S)) > 5
 
 
 PLANTED = {
