@@ -71,7 +71,8 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train_recipe(Training("glow", whole, **SMOKE))
     words = [sys.executable, "-c", EAGER, "train", "glow", "--scale", "smoke", "--device", "cpu", "--out", str(killed)]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums of two threads round otherwise than one's
+    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (killed / "training.ckpt").exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
