@@ -54,6 +54,7 @@ bench: $(READY) ## time flows, samplers, metrics and the road detector, beside p
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	$(BIN)/python tests/benchmarks/coupling.py
 	$(BIN)/python tests/benchmarks/flows.py
+	$(BIN)/python tests/benchmarks/matching.py
 	$(BIN)/python tests/benchmarks/sampling.py
 	$(BIN)/python tests/benchmarks/metrics.py
 	$(BIN)/python tests/benchmarks/scoring.py
