@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from densegen.anomaly.scores import rank_metrics
 from densegen.dense import photo_negatives, road_detector
 from densegen.dense.lite import lite0_weights
+from densegen.dense.one_liners import one_liners
 from densegen.dense.photo_negatives import (
     FOREIGN, decoy_pieces, mixed_crops, noise_pieces, outline, paste_piece, photo_pieces, photographs, road_frames,
 )
 from densegen.dense.road_detector import (
-    SCORES, SHIPPED, RoadDetector, RoadHeads, encoded_crops, load_shipped, one_liners, road_crops, ship, shipped_detector,
+    SCORES, SHIPPED, RoadDetector, RoadHeads, encoded_crops, load_shipped, road_crops, ship, shipped_detector,
     train_road_detector,
 )
 from densegen.dense.roads import road_anomaly
@@ -152,6 +153,9 @@ def test_the_hybrid_is_posterior_over_density(untrained, photos):
     posterior, density = scores["two heads"], -scores["density"]
     assert torch.allclose(scores["hybrid"], posterior - density, atol=1e-4) and (posterior < 0).all()
     assert torch.allclose(scores["hybrid"], untrained.anomaly_score(photos.repeat(1, 1, 3, 3)), atol=1e-4)
+    score, classes = untrained.both(photos.repeat(1, 1, 3, 3))
+    assert torch.equal(score, untrained.anomaly_score(photos.repeat(1, 1, 3, 3)))
+    assert torch.equal(classes, untrained.predict(photos.repeat(1, 1, 3, 3))) and classes.dtype == torch.uint8
 
 
 def test_void_teaches_nothing_and_foreign_pixels_have_no_class(untrained, monkeypatch):
