@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from .detector_file import SavedDetector
 from .espnet import ESPNetv2, espnetv2_weights
 from .photo_negatives import mixed_crops, photo_pieces, photographs
-from .road_detector import SHIPPED, RoadDetector, RoadHeads, encoded_crops, heads_from, saved_from, train_heads
+from densegen.dense.road_detector import (
+    SHIPPED, RoadDetector, RoadHeads, encoded_crops, heads_from, saved_from, train_heads,
+)
 from .your_model import Calibration
 from ..workbench.pictures import DenseSet
 
