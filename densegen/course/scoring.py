@@ -52,10 +52,10 @@ class Request(NamedTuple):
 class Senseless(ValueError):
     "A request that makes no sense; the message is one line."
 
-# %% ../../nbs/91_scoring.ipynb #2900910b
+# %% ../../nbs/91_scoring.ipynb #773ddd44
 NAMED = {None: load_shipped, "cityscapes": load_city}  # detectors of the package
 
-
+# %% ../../nbs/91_scoring.ipynb #2900910b
 def detector_for(
     model: Path | None,  # a file, or one of `NAMED`
     device: str = "cpu",
