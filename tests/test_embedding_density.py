@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from densegen.anomaly.scores import LOGIT_SCORES
 from densegen.dense.embedding_density import (
-    DENSITIES, ODIN, ColourDistance, EmbeddingDensity, FeatureDensity, FeatureStream, GaussianFeatures, LocalContrast,
-    LogitDetector, MiddleOfPicture, NeighbourFeatures, PositionPrior, fit_density,
+    DENSITIES, ODIN, EmbeddingDensity, FeatureDensity, FeatureStream, GaussianFeatures, LogitDetector, NeighbourFeatures,
+    PositionPrior, fit_density,
 )
 from densegen.dense.frozen_maps import feature_maps, frozen_network
+from densegen.dense.one_liners import ColourDistance, LocalContrast, MiddleOfPicture
 from densegen.dense.segmentation import Dense, Ladder, SegmentationModel
 
 

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from densegen.anomaly.scores import rank_metrics
 from densegen.dense import photo_negatives, road_detector
 from densegen.dense.lite import lite0_weights
+from densegen.dense.one_liners import one_liners
 from densegen.dense.photo_negatives import (
     FOREIGN, decoy_pieces, mixed_crops, noise_pieces, outline, paste_piece, photo_pieces, photographs, road_frames,
 )
 from densegen.dense.road_detector import (
-    SCORES, SHIPPED, RoadDetector, RoadHeads, encoded_crops, load_shipped, one_liners, road_crops, ship, shipped_detector,
+    SCORES, SHIPPED, RoadDetector, RoadHeads, all_scores, encoded_crops, load_shipped, road_crops, ship, shipped_detector,
     train_road_detector,
 )
 from densegen.dense.roads import road_anomaly
@@ -143,15 +144,18 @@ def test_maps_have_the_strides_of_the_contract(untrained):
     dense = untrained(torch.zeros(2, 3, 97, 130, dtype=torch.uint8))
     assert dense.logits.shape == (2, 11, 97, 130) and dense.coarse.shape[2:] == dense.features[-1].shape[2:]
     assert [tuple(f.shape[1:]) for f in dense.features[:4]] == [(24, 25, 33), (40, 13, 17), (112, 7, 9), (320, 4, 5)]
-    scores, classes = untrained.all_scores(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    scores, classes = all_scores(untrained, torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert tuple(scores) == SCORES and classes.shape == (1, 64, 64)
 
 
 def test_the_hybrid_is_posterior_over_density(untrained, photos):
-    scores, _ = untrained.all_scores(photos.repeat(1, 1, 3, 3))
+    scores, _ = all_scores(untrained, photos.repeat(1, 1, 3, 3))
     posterior, density = scores["two heads"], -scores["density"]
     assert torch.allclose(scores["hybrid"], posterior - density, atol=1e-4) and (posterior < 0).all()
     assert torch.allclose(scores["hybrid"], untrained.anomaly_score(photos.repeat(1, 1, 3, 3)), atol=1e-4)
+    score, classes = untrained.both(photos.repeat(1, 1, 3, 3))
+    assert torch.equal(score, untrained.anomaly_score(photos.repeat(1, 1, 3, 3)))
+    assert torch.equal(classes, untrained.predict(photos.repeat(1, 1, 3, 3))) and classes.dtype == torch.uint8
 
 
 def test_void_teaches_nothing_and_foreign_pixels_have_no_class(untrained, monkeypatch):

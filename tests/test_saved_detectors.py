@@ -6,9 +6,8 @@ from torch import nn
 from densegen.anomaly.scores import LOGIT_SCORES
 from densegen.dense.dense_hybrid import DenseHybrid, HybridHalf
 from densegen.dense.detector_file import export_detector, load_detector, save_detector
-from densegen.dense.embedding_density import (
-    DENSITIES, ODIN, ColourDistance, EmbeddingDensity, LocalContrast, LogitDetector, MiddleOfPicture, PositionPrior,
-)
+from densegen.dense.embedding_density import DENSITIES, ODIN, EmbeddingDensity, LogitDetector, PositionPrior
+from densegen.dense.one_liners import ColourDistance, LocalContrast, MiddleOfPicture
 from densegen.dense.resynthesis import Painter, Resynthesis
 from densegen.dense.segmentation import Ladder
 from densegen.dense.synthetic_negatives import NFlowJS, PatchFlow

@@ -347,14 +347,14 @@ def site() -> None:
 def score(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them at any depth.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.npz and the pictures; no other file is written over.")],
-    model: Annotated[Optional[Path], typer.Option(help="A detector, as `save_detector` writes it (.onnx); without it "
-                                                  "the road detector of the package.")] = None,
+    model: Annotated[Optional[Path], typer.Option(help="A detector, as `save_detector` writes it (.onnx), or "
+                                                  "cityscapes, the package's second; without it its first.")] = None,
     masks: Annotated[Optional[Path], typer.Option(help="Folder of masks (0, 1, 255 void): print metrics.")] = None,
     anomaly: Annotated[Optional[int], typer.Option(min=0, max=255, help="The value of the masks that is the anomaly; "
                                                    "all others are ordinary, 255 is void.")] = None,
     resize: Annotated[Optional[int], typer.Option(min=64, max=8192, help="Score at this length of the longer side; "
                                                   "results have the size of the image.")] = None,
-    tile: Annotated[Optional[str], typer.Option(help="HEIGHTxWIDTH, of the package's detector.")] = None,
+    tile: Annotated[Optional[str], typer.Option(help="HEIGHTxWIDTH, of the package's detectors.")] = None,
     batch: Annotated[Optional[int], typer.Option(min=1, help="Tiles at a time; else what makes 2 megapixels.")] = None,
     threshold: Annotated[Optional[float], typer.Option(help="Of alarms, instead of the calibrated.")] = None,
     overlay: Annotated[bool, typer.Option(help="Write heat maps, NAME_heat.png.")] = True,
@@ -382,8 +382,8 @@ def evaluate(
     dataset: Annotated[str, typer.Argument(help="anomaly_track, obstacle_track, lost_and_found, street_hazards, "
                                            "fishyscapes_lost_and_found, fishyscapes_static; folder: images/, masks/.")],
     folder: Annotated[Path, typer.Argument(help="The data set as it is published.")],
-    model: Annotated[Optional[Path], typer.Option(help="A detector, as `save_detector` writes it (.onnx); without it "
-                                                  "the road detector of the package.")] = None,
+    model: Annotated[Optional[Path], typer.Option(help="A detector, as `save_detector` writes it (.onnx), or "
+                                                  "cityscapes, the package's second; without it its first.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="Keep scores, metrics.json and the files for the server.")] = None,
     resize: Annotated[Optional[int], typer.Option(min=64, max=8192, help="Score at this length of the longer side; "
                                                   "metrics are at full size.")] = None,

@@ -8,19 +8,8 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from densegen.dense.road_detector import RoadDetector, shipped_detector
-from densegen.dense.segmentation import fit_size
-from densegen.dense.two_heads import resized
-
-
-def both(detector: RoadDetector, image: Tensor) -> tuple[Tensor, Tensor]:
-    "Classes and the hybrid score from one pass."
-    logits, odds, _ = detector.heads(detector.maps(image))
-    score = resized(F.logsigmoid(odds) - logits.logsumexp(1), image.shape[2:])
-    return fit_size(logits, image.shape[2:]).max(1).indices.to(torch.uint8), score
+from densegen.dense.road_detector import shipped_detector
 
 
 @torch.no_grad()
@@ -42,7 +31,7 @@ def main(rounds: int) -> None:
     calls = {
         "encoder": lambda: detector.maps(image),
         "classes": lambda: detector.predict(image),
-        "classes and score": lambda: both(detector, image),
+        "classes and score": lambda: detector.both(image),
         "score": lambda: detector.anomaly_score(image),
     }
     print(f"640 x 360; torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; median of {rounds}\n")
