@@ -33,11 +33,13 @@ class Line(nn.Module):
 assert run.start("smoke").device.type == "pretend"
 for home in ("cpu", "pretend"):
     for steps in (5, 20):
-        line = Line().to(home)
+        line, looked = Line().to(home), []
+        look = lambda m: looked.extend([m.w.device.type, m.count.device.type]) or m.w.square().sum()
         try:
-            fit(line, torch.ones(64), steps=steps, ema=0.9, evaluate=lambda m: m.w.square().sum(), every=2)
+            fit(line, torch.ones(64), steps=steps, ema=0.9, evaluate=look, every=2)
         except (Diverged, ZeroDivisionError):
             assert steps == 20
+        assert set(looked) == {home}, "data of an evaluation lie where the model was found"
         assert set(line.seen) == {"pretend"} and {line.w.device.type, line.count.device.type} == {home}, (home, steps)
 '''
 

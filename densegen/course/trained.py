@@ -151,6 +151,7 @@ def train_recipe(
     model = built(recipe, data.kind, scale is Scale.smoke)
     if isinstance(model, Glow):
         model.initialize(data.train[:256].long())
+    model.to(fabric.device)  # its home, where `fit` evaluates
     settings |= {"optimizer": recipe.optimizer, "evaluate": _watch(recipe, data, fabric), "compiled": job.compiled}
     _fit(fabric, model, data, job, settings)
     metrics = _written(job.out, model, config, recipe, data, fabric.device) if fabric.is_global_zero else {}

@@ -407,14 +407,27 @@ def _in_training(model: nn.Module) -> Iterator[None]:
 
 # %% ../../nbs/09_training.ipynb #bf7c9930
 @contextmanager
-def _put_back(model: nn.Module) -> Iterator[None]:
-    "Wherever a training takes the model: afterwards it is on the device where it was found."
+def _put_back(model: nn.Module) -> Iterator[torch.device | None]:
+    "Wherever it is taken: afterwards the model is on the device where it was found, its home; None for several."
     homes = {t.device for t in (*model.parameters(), *model.buffers())}
+    home = homes.pop() if len(homes) == 1 else None
     try:
-        yield
+        yield home
     finally:
-        if len(homes) == 1:
-            model.to(homes.pop())
+        if home is not None:
+            model.to(home)
+
+
+def _at(home: torch.device | None, evaluate: Callable | None) -> Callable | None:
+    "The evaluation, at home: there lie the data that a lecture evaluates with."
+    if home is None or evaluate is None:
+        return evaluate
+
+    def call(model):
+        with _put_back(model):
+            return evaluate(model.to(home))
+
+    return call
 
 # %% ../../nbs/09_training.ipynb #e5590f23
 def fit(
@@ -446,12 +459,12 @@ def fit(
     batches = Batches(data, batch_size, seed, fabric.global_rank, fabric.world_size)
     settings = {"schedule": schedule, "clip": clip and float(clip), "ema": ema and float(ema)}
     settings |= {"every": int(every) if evaluate else None, "precision": str(fabric.strategy.precision.precision)}
-    with _put_back(model):
+    with _put_back(model) as home:
         loop = _set_up(model, batches, optimizer or _adam, lr, ema, fabric, limit, compiled)
         with _in_training(model), _kept(loop, checkpoint, settings, steps) as stop:
             _own_noise(fabric, seed, loop.state.step)
             with _Progress(loop.state.step, steps, label, quiet=not fabric.is_global_zero) as show:
-                _train(loop, steps, schedule, clip, evaluate, every, patience, show, stop)
+                _train(loop, steps, schedule, clip, _at(home, evaluate), every, patience, show, stop)
             loop.state.history.seconds += time.monotonic() - began
             loop.save()
         return _finish(loop.state, keep)
