@@ -1,6 +1,7 @@
 """Names in prose become links while the book is built: lectures, functions, classes. The notebooks stay as they are."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +13,8 @@ ANY_STEM = "|".join(sorted(STEMS, key=len, reverse=True))
 SPAN = re.compile(rf"(?<!`)`([^`\n]+)`(?!`)|(?<![\w/`])({ANY_STEM})(?![\w`]|\.\w)")
 CALL = re.compile(r"([A-Za-z_]\w*)(?:\.(\w+))?(?:\(.*\))?")
 LINK = re.compile(r"!?\[[^\]]*\](?:\([^)\s]*\)|\[[^\]]*\])")
+TITLED = re.compile(rf"\[(`?)({ANY_STEM})(?:\.ipynb)?\1\]\(((?:\.\./)?\2\.ipynb(?:#[^)\s]*)?)\)")
+RUN = re.compile(rf"{TITLED.pattern}(?= \[`?(?:{ANY_STEM})`?\]\()")
 IMPORT = re.compile(r"^from densegen\.([\w.]+) import \(?([\w, \n]+)\)?", re.M)
 
 
@@ -76,6 +79,23 @@ def outline(text: str) -> str:
         if found["deck"]:
             return f"{text[: found.start()]}[{found['deck']}](outline.md){text[found.end() :]}"
     return text
+
+
+def title(stem: str) -> str:
+    "What a lecture is called in a sentence: its number, and its title up to the first colon."
+    first = json.loads((NBS / f"{stem}.ipynb").read_text())["cells"][0]["source"]
+    whole = "".join(first).split("\n")[0].removeprefix("# ")
+    number = re.match(r"(\d+)_|", stem)[1]
+    return f"{number} {whole.split(': ')[0]}" if number else whole
+
+
+TITLES = {stem: title(stem) for stem in STEMS}
+
+
+def titled(text: str) -> str:
+    "The same Markdown, where a link to a lecture shows its title instead of its file; neighbours are told apart."
+    apart = RUN.sub(lambda m: f"{m[0]} ·", text)
+    return TITLED.sub(lambda m: f"[{TITLES[m[2]]}]({m[3]})", apart)
 
 
 def _link(span: str, meaning: dict[str, str], methods: dict[str, set[str]], here: str, seen: set[str]) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from PIL import Image, ImageDraw
 from pygments.styles import get_style_by_name
 
 sys.path.insert(0, str(ROOT / "book"))
@@ -57,6 +58,17 @@ def test_all_else_stays_as_it_is(text):
 ])
 def test_the_first_mention_of_the_deck_leads_to_its_outline(text, expected):
     assert links.outline(text) == expected
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("([20_energy](20_energy.ipynb))", "([20 Energies and the Boltzmann density](20_energy.ipynb))"),
+    ("[`23_jem`](23_jem.ipynb#a)", "[23 JEM](23_jem.ipynb#a)"),  # up to the colon
+    ("[`lab_jem`](../lab_jem.ipynb)", "[Lab: JEM](../lab_jem.ipynb)"),
+    ("[33_glow](33_glow.ipynb) [`21_samplers`](21_samplers.ipynb), x", "[33 Glow](33_glow.ipynb) · [21 Samplers](21_samplers.ipynb), x"),
+    ("[a phantom](22_learning.ipynb) [`33_glow`](21_samplers.ipynb)", "[a phantom](22_learning.ipynb) [`33_glow`](21_samplers.ipynb)"),
+])
+def test_links_to_lectures_show_titles(text, expected):
+    assert links.titled(text) == expected
 
 
 def test_everyday_words_mean_something_only_where_they_are_imported():
@@ -164,6 +176,35 @@ def test_fewer_spans_the_same_text():
 def test_pages_are_tightened_around_their_code():
     page = "<p>a\n   b</p>\n\n  <pre tabindex>x\n\n    y</pre>\n  <script>\n  z</script>\n  "
     assert slim.tight(page) == "<p>a\nb</p>\n<pre tabindex>x\n\n    y</pre>\n<script>\n  z</script>\n"
+
+
+def drawn(*, photograph):
+    "A curve on a transparent ground, with a photograph over half of it or not."
+    image = Image.new("RGBA", (300, 200))
+    ImageDraw.Draw(image).line([(20, 180), (150, 20), (280, 180)], fill="#0072b2", width=3)
+    if photograph:
+        noise = np.random.default_rng(0).integers(0, 255, (200, 150, 3), np.uint8)
+        image.paste(Image.fromarray(noise), (0, 0))
+    return image
+
+
+def test_pictures_are_small_and_drawings_are_told_from_photographs(tmp_path):
+    for name in ("curve", "photograph"):
+        drawn(photograph=name == "photograph").save(tmp_path / f"{name}.png")
+    assert slim.smaller(tmp_path) == {"curve.webp"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.webp", "photograph.webp"]
+    with Image.open(tmp_path / "curve.webp") as image:
+        before, after = (np.asarray(i.convert("RGBA"), int) for i in (drawn(photograph=False), image))
+        assert abs(before - after)[before[..., 3] > 0].max() <= 8 and after[0, 0, 3] == 0
+
+
+@pytest.mark.parametrize("alt, caption, turned", [
+    ("A blue curve.", "It falls.", True), ("A white curve.", "It falls.", False), ("A curve.", "Darker: more.", False),
+])
+def test_drawings_that_speak_of_light_are_not_turned_over(alt, caption, turned):
+    page = f'<img alt="{alt}" src="_images/a.webp" /><p>{caption}</p><p>white</p><img alt="x" src="_images/b.webp" />'
+    out = slim.dimmed(page, {"a.webp"})
+    assert out.count('class="drawing"') == turned and out.replace(' class="drawing"', "") == page
 
 
 def luminance(colour):
