@@ -40,8 +40,8 @@ def as_table(text: str) -> str | None:
 def shorter(table: str, cited: str) -> str:
     """A table of a run, in Markdown, with three digits where it has four.
 
-    A column stays if two of its numbers would become equal, or a number and its neighbour in another column, if the
-    prose (`cited`) names one of its numbers, or if it holds what was published."""
+    A column stays if half of its numbers, or a number and its neighbour in another column, would become equal to others,
+    if the prose (`cited`) names one of its numbers, or if it holds what was published."""
     rows = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in table.split("\n")]
     if len({len(row) for row in rows}) > 1:
         return table
@@ -67,7 +67,9 @@ def _digits(value: float, small: bool) -> str:
 def _may_change(column: tuple[str, ...], cited: str) -> bool:
     numbers = {number for cell in column for number in FOUR.findall(cell)}
     named = any(re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.])", cited) for number in numbers)
-    return not (named or re.search("publish|paper", column[0]) or _merged(column, tuple(map(_three, column))))
+    merged = _merged(column, tuple(map(_three, column)))
+    close = 2 * len(merged) >= len(column) - 2 or any("*" in column[k] for k in merged)
+    return not (named or re.search("publish|paper", column[0]) or close)
 
 
 def _merged(before: tuple[str, ...], after: tuple[str, ...]) -> set[int]:

@@ -37,6 +37,8 @@ def test_numbers_of_a_run_have_three_digits(four, three):
 
 def test_what_tells_more_than_three_digits_stays():
     assert column("0.9871", "0.9874") == ["0.9871", "0.9874"]  # would be equal
+    assert column("0.9871", "0.9874", "0.1234", "0.2345", "0.3456") == ["0.987", "0.987", "0.123", "0.234", "0.346"]  # few
+    assert column("**0.9874**", "0.9871", "0.1234", "0.2345", "0.3456")[:2] == ["**0.9874**", "0.9871"]  # the best one
     assert column("0.9871", "0.9871") == ["0.987", "0.987"]  # are equal
     assert column("0.9871", prose="has 0.9871 of them") == ["0.9871"]
     assert column("0.9871", prose="has 10.9871 of them") == ["0.987"]
