@@ -154,6 +154,11 @@ def test_references_are_collected_once():
     assert "All 3 works" in page and page.index("## B") < page.index("## D") < page.index("## G")
 
 
+def test_another_work_by_the_same_authors_is_cited_with_them():
+    text = "## References\n- A. Bee, C. Dee, [*One*](https://a.org), 2019; and [*Two*](https://b.org), 2020."
+    assert references.entries(text)[1] == "A. Bee, C. Dee, [*Two*](https://b.org), 2020."
+
+
 def test_the_course_cites_each_work_once_and_with_an_address():
     lectures = [page for _, pages in conf.parts() for page in pages if (ROOT / "nbs" / f"{page}.ipynb").exists()]
     found = references.collect(references.load(ROOT / "nbs", lectures))
