@@ -264,7 +264,6 @@ def prepare(app, page, source) -> None:
     if not source[0].startswith("{"):
         if page in PROSE:
             source[0] = links.link(source[0], links.known({"cells": []}, page, MODULES), METHODS, page)
-        source[0] = links.titled(source[0])
         return
     notebook = json.loads(source[0])
     meaning = links.known(notebook, page, MODULES)
@@ -283,7 +282,6 @@ def prepare(app, page, source) -> None:
             if not told:
                 cell["source"] = links.outline(cell["source"])
                 told = "](outline.md)" in cell["source"]
-            cell["source"] = links.titled(cell["source"])
         cells.append(cell)
     if number:
         cells[0]["source"] = re.sub(r"^# ", f"# {number} ", cells[0]["source"], count=1, flags=re.M)
@@ -305,7 +303,8 @@ def finish_page(app, page, template, context, doctree) -> None:
     tree = context.get("furo_navigation_tree", "")
     context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     if "body" in context:
-        context["body"] = tables.aligned(reading.wrapping(slim.slim(context["body"], PLAIN)))
+        body = links.titled(context["body"])
+        context["body"] = tables.aligned(reading.wrapping(slim.slim(body, PLAIN)))
 
 
 def finish_site(app, failure) -> None:

@@ -1,6 +1,7 @@
 """Names in prose become links while the book is built: lectures, functions, classes. The notebooks stay as they are."""
 
 import ast
+import html
 import json
 import re
 from pathlib import Path
@@ -13,8 +14,7 @@ ANY_STEM = "|".join(sorted(STEMS, key=len, reverse=True))
 SPAN = re.compile(rf"(?<!`)`([^`\n]+)`(?!`)|(?<![\w/`])({ANY_STEM})(?![\w`]|\.\w)")
 CALL = re.compile(r"([A-Za-z_]\w*)(?:\.(\w+))?(?:\(.*\))?")
 LINK = re.compile(r"!?\[[^\]]*\](?:\([^)\s]*\)|\[[^\]]*\])")
-TITLED = re.compile(rf"\[(`?)({ANY_STEM})(?:\.ipynb)?\1\]\(((?:\.\./)?\2\.ipynb(?:#[^)\s]*)?)\)")
-RUN = re.compile(rf"{TITLED.pattern}(?= \[`?(?:{ANY_STEM})`?\]\()")
+LECTURE = re.compile(rf'(<a class="reference internal" href="(?:\.\./)?({ANY_STEM})\.html(?:#[^"]*)?">)(?:<[^>]*>)*\2(?:\.ipynb)?(?:<[^>]*>)*?</a>')
 IMPORT = re.compile(r"^from densegen\.([\w.]+) import \(?([\w, \n]+)\)?", re.M)
 
 
@@ -92,10 +92,10 @@ def title(stem: str) -> str:
 TITLES = {stem: title(stem) for stem in STEMS}
 
 
-def titled(text: str) -> str:
-    "The same Markdown, where a link to a lecture shows its title instead of its file; neighbours are told apart."
-    apart = RUN.sub(lambda m: f"{m[0]} ·", text)
-    return TITLED.sub(lambda m: f"[{TITLES[m[2]]}]({m[3]})", apart)
+def titled(body: str) -> str:
+    "A page where a link to a lecture shows its title instead of its file. The search, which reads the source, finds no more by it."
+    apart = re.sub(rf"(?<=</a>) (?={LECTURE.pattern})", " · ", body)
+    return LECTURE.sub(lambda m: f"{m[1]}{html.escape(TITLES[m[2]], False)}</a>", apart)
 
 
 def _link(span: str, meaning: dict[str, str], methods: dict[str, set[str]], here: str, seen: set[str]) -> str:
