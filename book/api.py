@@ -152,7 +152,7 @@ def page(module: Module) -> str:
              f"Written in the lecture [`{lecture}`](../{lecture}.ipynb); all modules: [the package](index.md).",
              f"```{{py:module}} {module.name}\n```"]
     for name, node in module.public.items():
-        born = [f"[Where it is written](#cell-{'-'.join(module.born(node.lineno))}) in `{lecture}`.", ""]
+        born = [f"[Where it is written](#cell-{'-'.join(module.born(node.lineno))}).", ""]
         if isinstance(node, ast.ClassDef):
             parts.append(_class(module, node, born))
         elif isinstance(node, ast.FunctionDef):

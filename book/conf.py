@@ -17,12 +17,14 @@ import links  # noqa: E402
 import reading  # noqa: E402
 import references  # noqa: E402
 import slim  # noqa: E402
+import tables  # noqa: E402
 
 project = "densegen"
 author = copyright = "the densegen authors"
-extensions = ["myst_nb", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
 html_theme = "furo"
 html_title = "densegen"
+copybutton_selector = "div.highlight pre:not(.cell_output pre)"
 html_favicon = "static/favicon.svg"
 html_copy_source = False
 html_search_scorer = str(BOOK / "static" / "scorer.js")
@@ -147,7 +149,7 @@ IMPORTS = re.compile(r"(import|from) ")
 NUMPY = re.compile(r"np\.(?:float|int|bool|str)\d*_?\(([^()]*)\)|np\.(True|False)_")
 
 
-def fold(cell: dict, before: str, number: str, first: int) -> int:
+def fold(cell: dict, before: str, number: str, first: int, prose: str = "") -> int:
     "Fold imports, hidden exports and what only draws, and say what it is; give the figure its text and its number."
     text = "".join(cell["source"])
     directives = re.findall(r"^#\|\s*(\w+)", text, re.M)
@@ -159,17 +161,19 @@ def fold(cell: dict, before: str, number: str, first: int) -> int:
     cell["source"] = code
     if not code:
         cell["metadata"]["tags"] = ["remove-cell"]
-    elif said := folded(code, "export" in directives, alt):
+    elif said := folded(code, {*directives, *cell["metadata"].get("tags", [])}, alt):
         cell["metadata"]["tags"] = ["hide-input"]
         settings |= {"code_prompt_show": said, "code_prompt_hide": said}
-    return outputs(cell, number, first)
+    return outputs(cell, number, first, prose)
 
 
-def folded(code: str, hidden: bool, pictured: str | None) -> str | None:
+def folded(code: str, marks: set[str], pictured: str | None) -> str | None:
     "The line under which code is folded, None for code that teaches."
     if IMPORTS.match(code):
         return "Imports"
-    if hidden:
+    if "parameters" in marks:
+        return f"Parameters: {defined(code)}"
+    if "export" in marks:
         return f"Code of {defined(code)}"
     if drawn := reading.draws(code):
         return f"Drawing: {', '.join(drawn)}"
@@ -182,8 +186,8 @@ def defined(code: str) -> str:
     return ", ".join(names) or "this step"
 
 
-def outputs(cell: dict, number: str, first: int) -> int:
-    "Number the caption under a picture, and show numbers of NumPy as numbers; how many figures there were."
+def outputs(cell: dict, number: str, first: int, prose: str) -> int:
+    "Number the caption under a picture, and show numbers so that they can be read; how many figures there were."
     seen, figures = False, 0
     for output in cell["outputs"]:
         data = output.get("data", {})
@@ -194,8 +198,10 @@ def outputs(cell: dict, number: str, first: int) -> int:
             data["text/markdown"], seen, figures = f"**Figure {figure}** {told}", False, figures + 1
         if "text/plain" in data:
             data["text/plain"] = reading.rounded(NUMPY.sub(r"\1\2", "".join(data["text/plain"])))
-        if list(data) == ["text/plain"] and (table := reading.as_table(data["text/plain"])):
+        if list(data) == ["text/plain"] and (table := tables.as_table(data["text/plain"])):
             data["text/markdown"] = table
+        if (table := "".join(data.get("text/markdown", ""))).startswith("| "):
+            data["text/markdown"] = tables.shorter(table, prose)
     return figures
 
 
@@ -263,10 +269,11 @@ def prepare(app, page, source) -> None:
     meaning = links.known(notebook, page, MODULES)
     exported = {cell for module in MODULES for _, lecture, cell in module.cells if lecture == page}
     number = re.match(r"(\d+)(?=_)|", page)[0]
+    prose = "".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown")
     cells, before, told, figures = [], "", False, 1
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            figures += fold(cell, before, number, figures)
+            figures += fold(cell, before, number, figures, prose)
             if cell["id"] in exported and not IMPORTS.match(cell["source"]):
                 cells.append(markdown(f"to-{cell['id']}", f"(cell-{page}-{cell['id']})="))
         elif cell["cell_type"] == "markdown":
@@ -296,17 +303,19 @@ def finish_page(app, page, template, context, doctree) -> None:
     tree = context.get("furo_navigation_tree", "")
     context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     if "body" in context:
-        context["body"] = reading.aligned(reading.wrapping(slim.slim(context["body"], PLAIN)))
+        body = links.titled(context["body"])
+        context["body"] = tables.aligned(reading.wrapping(slim.slim(body, PLAIN)))
 
 
 def finish_site(app, failure) -> None:
     if failure is None and app.builder.format == "html":
-        slim.smaller(app.outdir / "_images")
+        drawings = slim.smaller(app.outdir / "_images")
         slim.mathematics(app.outdir / "_static" / "mathjax")
         for path in app.outdir.rglob("*.map"):
             path.unlink()
         for path in app.outdir.rglob("*.html"):
-            path.write_text(slim.tight(path.read_text(encoding="utf-8")), encoding="utf-8")
+            page = slim.dimmed(path.read_text(encoding="utf-8"), drawings)
+            path.write_text(slim.tight(page), encoding="utf-8")
 
 
 PROSE = {path.stem for path in NBS.glob("*.md")}

@@ -1,6 +1,8 @@
 """Names in prose become links while the book is built: lectures, functions, classes. The notebooks stay as they are."""
 
 import ast
+import html
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +14,7 @@ ANY_STEM = "|".join(sorted(STEMS, key=len, reverse=True))
 SPAN = re.compile(rf"(?<!`)`([^`\n]+)`(?!`)|(?<![\w/`])({ANY_STEM})(?![\w`]|\.\w)")
 CALL = re.compile(r"([A-Za-z_]\w*)(?:\.(\w+))?(?:\(.*\))?")
 LINK = re.compile(r"!?\[[^\]]*\](?:\([^)\s]*\)|\[[^\]]*\])")
+LECTURE = re.compile(rf'(<a class="reference internal" href="(?:\.\./)?({ANY_STEM})\.html(?:#[^"]*)?">)(?:<[^>]*>)*\2(?:\.ipynb)?(?:<[^>]*>)*?</a>')
 IMPORT = re.compile(r"^from densegen\.([\w.]+) import \(?([\w, \n]+)\)?", re.M)
 
 
@@ -76,6 +79,23 @@ def outline(text: str) -> str:
         if found["deck"]:
             return f"{text[: found.start()]}[{found['deck']}](outline.md){text[found.end() :]}"
     return text
+
+
+def title(stem: str) -> str:
+    "What a lecture is called in a sentence: its number, and its title up to the first colon."
+    first = json.loads((NBS / f"{stem}.ipynb").read_text())["cells"][0]["source"]
+    whole = "".join(first).split("\n")[0].removeprefix("# ")
+    number = re.match(r"(\d+)_|", stem)[1]
+    return f"{number} {whole.split(': ')[0]}" if number else whole
+
+
+TITLES = {stem: title(stem) for stem in STEMS}
+
+
+def titled(body: str) -> str:
+    "A page where a link to a lecture shows its title instead of its file. The search, which reads the source, finds no more by it."
+    apart = re.sub(rf"(?<=</a>) (?={LECTURE.pattern})", " · ", body)
+    return LECTURE.sub(lambda m: f"{m[1]}{html.escape(TITLES[m[2]], False)}</a>", apart)
 
 
 def _link(span: str, meaning: dict[str, str], methods: dict[str, set[str]], here: str, seen: set[str]) -> str:

@@ -25,7 +25,12 @@ def _works(line: str) -> list[str]:
     initials, names = r"(?:[A-Z]\.[- ]?)+ ?[^\W\d_][\w-]+(?:,| et al)", r"[^\W\d_][^;*]+\*"
     starts = [m.end() for m in re.finditer(rf"[.)] (?={initials})|; (?={names})", line)]
     whole = [line[a:b].strip().rstrip(";") for a, b in zip([0, *starts], [*starts, len(line)])]
-    return whole if all(map(WORK.search, whole)) else [line]
+    if not all(map(WORK.search, whole)):
+        return [line]
+    for k, work in enumerate(whole):
+        if work.startswith("and "):  # another one by the same authors
+            whole[k] = whole[k - 1][: WORK.search(whole[k - 1]).start()] + work.removeprefix("and ")
+    return whole
 
 
 def title(work: str) -> str:

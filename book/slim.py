@@ -39,16 +39,37 @@ def tight(page: str) -> str:
     return "".join(part if k % 2 else re.sub(r"\s*\n\s*", "\n", part) for k, part in enumerate(parts))
 
 
-def smaller(folder: Path) -> None:
-    "Each picture of a folder as WebP: without loss, or with one that nobody sees where that is much smaller."
+def smaller(folder: Path) -> set[str]:
+    "Each picture of a folder as WebP, small and without a loss that one sees; the names of the line drawings."
+    drawings = set()
     for path in sorted([*folder.glob("*.png"), *folder.glob("*.jpg")]):
         target = path.with_suffix(".webp")
         with Image.open(path) as image:
             image = image.convert("RGBA")
+            if is_drawing(image):
+                drawings.add(target.name)
+                image = image.quantize(256, method=Image.Quantize.FASTOCTREE).convert("RGBA")
             image.save(target, lossless=True, method=2)
-            if target.stat().st_size > 15_000:
+            if target.stat().st_size > 15_000 and target.name not in drawings:
                 image.save(target, quality=72, method=5)
         path.unlink()
+    return drawings
+
+
+def is_drawing(image: Image.Image) -> bool:
+    "Whether four fifths of it are empty, as in plots of curves and points: transparent, or white."
+    ground = Image.new("RGBA", image.size, "white")
+    grey = Image.alpha_composite(ground, image).convert("L").histogram()
+    return sum(grey[249:]) > 0.8 * sum(grey)
+
+
+def dimmed(page: str, drawings: set[str]) -> str:
+    "The page with a class for drawings that the dark theme may turn over: all whose text says nothing of light and dark."
+    def one(image):
+        told = f"{image[0]} {page[image.end() : page.find('</p>', image.end())]}"
+        free = image[1] in drawings and not re.search(r"\b(white|black|dark|pale|light|bright)", told, re.I)
+        return image[0].replace("<img ", '<img class="drawing" ') if free else image[0]
+    return re.sub(r'<img [^>]*?_images/([\w.-]+)"[^>]*>', one, page)
 
 
 def mathematics(target: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from PIL import Image, ImageDraw
 from pygments.styles import get_style_by_name
 
 sys.path.insert(0, str(ROOT / "book"))
@@ -57,6 +58,26 @@ def test_all_else_stays_as_it_is(text):
 ])
 def test_the_first_mention_of_the_deck_leads_to_its_outline(text, expected):
     assert links.outline(text) == expected
+
+
+def anchor(page, *said):
+    "A link as Sphinx writes it, around a name that is code or not."
+    return f'<a class="reference internal" href="{page}">{"".join(said)}</a>'
+
+
+CODE = '<code class="docutils literal notranslate"><span class="pre">', "</span></code>"
+
+
+@pytest.mark.parametrize("body, expected", [
+    (anchor("20_energy.html", '<span class="std std-doc">20_energy</span>'), anchor("20_energy.html", "20 Energies and the Boltzmann density")),
+    (anchor("../23_jem.html#a", '<span class="doc">', CODE[0], "23_jem", CODE[1], "</span>"), anchor("../23_jem.html#a", "23 JEM")),
+    (anchor("lab_jem.html", CODE[0], "lab_jem.ipynb", CODE[1]), anchor("lab_jem.html", "Lab: JEM")),
+    (f"{anchor('33_glow.html', '33_glow')} {anchor('21_samplers.html', '21_samplers')} {anchor('x.html', 'x')}",
+     f"{anchor('33_glow.html', '33 Glow')} · {anchor('21_samplers.html', '21 Samplers')} {anchor('x.html', 'x')}"),
+    *[(same, same) for same in (anchor("22_learning.html", "a phantom"), anchor("33_glow.html", "21_samplers"), "<code>33_glow</code>")],
+])
+def test_links_to_lectures_show_titles(body, expected):
+    assert links.titled(body) == expected
 
 
 def test_everyday_words_mean_something_only_where_they_are_imported():
@@ -142,6 +163,11 @@ def test_references_are_collected_once():
     assert "All 3 works" in page and page.index("## B") < page.index("## D") < page.index("## G")
 
 
+def test_another_work_by_the_same_authors_is_cited_with_them():
+    text = "## References\n- A. Bee, C. Dee, [*One*](https://a.org), 2019; and [*Two*](https://b.org), 2020."
+    assert references.entries(text)[1] == "A. Bee, C. Dee, [*Two*](https://b.org), 2020."
+
+
 def test_the_course_cites_each_work_once_and_with_an_address():
     lectures = [page for _, pages in conf.parts() for page in pages if (ROOT / "nbs" / f"{page}.ipynb").exists()]
     found = references.collect(references.load(ROOT / "nbs", lectures))
@@ -164,6 +190,35 @@ def test_fewer_spans_the_same_text():
 def test_pages_are_tightened_around_their_code():
     page = "<p>a\n   b</p>\n\n  <pre tabindex>x\n\n    y</pre>\n  <script>\n  z</script>\n  "
     assert slim.tight(page) == "<p>a\nb</p>\n<pre tabindex>x\n\n    y</pre>\n<script>\n  z</script>\n"
+
+
+def drawn(*, photograph):
+    "A curve on a transparent ground, with a photograph over half of it or not."
+    image = Image.new("RGBA", (300, 200))
+    ImageDraw.Draw(image).line([(20, 180), (150, 20), (280, 180)], fill="#0072b2", width=3)
+    if photograph:
+        noise = np.random.default_rng(0).integers(0, 255, (200, 150, 3), np.uint8)
+        image.paste(Image.fromarray(noise), (0, 0))
+    return image
+
+
+def test_pictures_are_small_and_drawings_are_told_from_photographs(tmp_path):
+    for name in ("curve", "photograph"):
+        drawn(photograph=name == "photograph").save(tmp_path / f"{name}.png")
+    assert slim.smaller(tmp_path) == {"curve.webp"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.webp", "photograph.webp"]
+    with Image.open(tmp_path / "curve.webp") as image:
+        before, after = (np.asarray(i.convert("RGBA"), int) for i in (drawn(photograph=False), image))
+        assert abs(before - after)[before[..., 3] > 0].max() <= 8 and after[0, 0, 3] == 0
+
+
+@pytest.mark.parametrize("alt, caption, turned", [
+    ("A blue curve.", "It falls.", True), ("A white curve.", "It falls.", False), ("A curve.", "Darker: more.", False),
+])
+def test_drawings_that_speak_of_light_are_not_turned_over(alt, caption, turned):
+    page = f'<img alt="{alt}" src="_images/a.webp" /><p>{caption}</p><p>white</p><img alt="x" src="_images/b.webp" />'
+    out = slim.dimmed(page, {"a.webp"})
+    assert out.count('class="drawing"') == turned and out.replace(' class="drawing"', "") == page
 
 
 def luminance(colour):

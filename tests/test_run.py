@@ -129,6 +129,22 @@ def test_tables_show_four_digits(value):
     assert not re.search(r"\.0*[1-9]\d{4,}", repr(Table([{"x": value}])))
 
 
+@pytest.mark.parametrize("find, shown", [(min, ["0.5", "**0.25**", "**0.25**", "nan", "", "0.1"]),
+                                         (max, ["**0.5**", "0.25", "0.25", "nan", "", "0.1"])])
+def test_the_best_number_of_a_column_is_bold(find, shown):
+    values = [torch.tensor(0.5), 0.25, 0.250001, float("nan"), None, "0.1"]
+    table = Table([{"x": value, "y": value} for value in values], best={"x": find})
+    rows = [line.strip("| ").split(" | ")[0] for line in repr(table).replace("|  |", "| - |").split("\n")[2:]]
+    assert [row.replace("-", "") for row in rows] == shown
+    assert repr(table).count("**") == 2 * sum("*" in text for text in shown), "only the column that was asked for"
+    assert "**" not in repr(Table(table)) and "**" not in repr(Table([{"x": "a"}], best={"x": max}))
+
+
+def test_a_column_that_is_not_there_cannot_have_a_best_entry():
+    with pytest.raises(ValueError, match=r"best: expected columns of \['x'\]; got \['y'\]"):
+        Table([{"x": 1}], best={"y": max})
+
+
 def test_a_claim_made_twice_counts_once(folder):
     start("cpu")
     claim("same", False)

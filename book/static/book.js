@@ -55,7 +55,8 @@ function foldParts() {
 if (typeof document !== "undefined") {
   unfold();
   foldParts();
-  window.addEventListener("load", () => setTimeout(reachable, 1000));
+  window.addEventListener("load", () => [0, 1000].forEach((wait) => setTimeout(reachable, wait))); // formulas come late
+  window.addEventListener("resize", reachable);
   window.addEventListener("hashchange", unfold);
   const here = document.querySelector(".sidebar-tree .current-page");
   const list = document.querySelector(".sidebar-scroll");

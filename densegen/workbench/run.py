@@ -14,10 +14,12 @@ import platform
 import random
 import re
 import secrets
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +120,35 @@ def _cell(value: Any) -> str:
         return ", ".join(map(_cell, value))
     return "" if value is None else str(value).replace("|", "\\|")
 
+# %% ../../nbs/01_run.ipynb #5f35041e
+def _column(values: list, best: Callable | None) -> list[str]:
+    "A column as it is shown; numbers that look like the best one are bold, since equal digits tell no order."
+    plain = [_plain(value) for value in values]
+    counts = [type(value) in (int, float) and value == value for value in plain]
+    winner = _cell(best(compress(plain, counts))) if best and any(counts) else None
+    return [f"**{_cell(v)}**" if c and _cell(v) == winner else _cell(v) for v, c in zip(plain, counts)]
+
 # %% ../../nbs/01_run.ipynb #93b76950
 class Table(list):
     "Rows (dictionaries with the same keys) that show themselves as a Markdown table."
+
+    def __init__(
+        self,
+        rows: Iterable[dict] = (),  # one dictionary a row
+        best: dict[str, Callable] | None = None,  # column -> `min` or `max`: its best number is shown bold
+    ):
+        super().__init__(rows)
+        self.best = best or {}
+        if self and (unknown := set(self.best) - set(self[0])):
+            raise ValueError(f"best: expected columns of {list(self[0])}; got {sorted(unknown)}")
 
     def _repr_markdown_(self) -> str:
         if not self:
             return "*(no rows)*"
         head = list(self[0])
         lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-        lines += ["| " + " | ".join(_cell(row.get(key)) for key in head) + " |" for row in self]
-        return "\n".join(lines)
+        columns = [_column([row.get(key) for row in self], self.best.get(key)) for key in head]
+        return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in zip(*columns)])
 
     __repr__ = _repr_markdown_
 
