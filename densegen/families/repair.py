@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['UPDATES', 'NoisyJEM', 'at', 'noisy_loss', 'repair', 'repair_weights', 'repairer']
 
-# %% ../../nbs/24_repair.ipynb #43876806
+# %% ../../nbs/24_repair.ipynb #e9b748d2
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# %% ../../nbs/24_repair.ipynb #caa01bd1
 from ..energy.jem import JEM, JointLoss, conv_classifier
 from ..energy.learning import ContrastiveDivergence, Learner
 from ..energy.samplers import Langevin, ReplayBuffer
@@ -19,7 +20,7 @@ from .score import geometric_levels
 from ..workbench.artifacts import artifact
 from ..workbench.training import cosine, fit
 
-# %% ../../nbs/24_repair.ipynb #9d7ee048
+# %% ../../nbs/24_repair.ipynb #e7ad57fd
 class NoisyJEM(nn.Module):
     "Logits at each noise level, their common height a denoiser's error: a joint density of noisy images and classes."
     log_prob_is = "unnormalized"
@@ -38,12 +39,13 @@ class NoisyJEM(nn.Module):
         self.spread, self.smallest, self.largest, small = spread, smallest, largest, 2 * width * (side // 4) ** 2
         self.down = nn.ModuleList([nn.Conv2d(2, width, 4, 2, 1), nn.Conv2d(width, 2 * width, 4, 2, 1)])
         self.into, self.level, self.out = nn.Linear(small, middle), nn.Linear(1, middle), nn.Linear(middle, small)
-        self.up = nn.ModuleList([nn.ConvTranspose2d(4 * width, width, 4, 2, 1), nn.ConvTranspose2d(2 * width, 1, 4, 2, 1)])
+        back = nn.ConvTranspose2d
+        self.up = nn.ModuleList([back(4 * width, width, 4, 2, 1), back(2 * width, 1, 4, 2, 1)])
         self.head = nn.Linear(middle, classes)
         for flat in (self.up[1].weight, self.up[1].bias, self.head.weight, self.head.bias):
             nn.init.zeros_(flat)
 
-# %% ../../nbs/24_repair.ipynb #5700fa35
+# %% ../../nbs/24_repair.ipynb #7eb4891c
 def _logits(model: NoisyJEM, x: Tensor, sigma: Tensor) -> Tensor:
     "Scores of the classes [B, classes] for x [B, 1, side, side] at levels [B]."
     s = sigma.view(-1, 1, 1, 1)
@@ -56,7 +58,7 @@ def _logits(model: NoisyJEM, x: Tensor, sigma: Tensor) -> Tensor:
     residual = x * s / size.square() - model.spread / size * model.up[1](torch.cat([first, back], 1))
     return model.head(middle) - 0.5 * residual.square().flatten(1).sum(1, keepdim=True)
 
-# %% ../../nbs/24_repair.ipynb #967fbc23
+# %% ../../nbs/24_repair.ipynb #15aecb3c
 def at(
     model: NoisyJEM,
     sigma: float,  # noise level, within the model's
@@ -66,7 +68,7 @@ def at(
         raise ValueError(f"sigma: expected {model.smallest} to {model.largest}; got {sigma}")
     return JEM(lambda x: _logits(model, x, x.new_full((len(x),), sigma)))
 
-# %% ../../nbs/24_repair.ipynb #09b14030
+# %% ../../nbs/24_repair.ipynb #8a3b6f1c
 def noisy_loss(
     model: NoisyJEM,
     batch: tuple[Tensor, Tensor],  # integer images in 0..255 [B, 1, H, W], their classes [B]
@@ -83,7 +85,7 @@ def noisy_loss(
     denoising = 0.5 * (even * (s * slope - noise).square()).mean()
     return {"denoising": denoising, "class": weight * F.cross_entropy(logits, batch[1])}
 
-# %% ../../nbs/24_repair.ipynb #7c9c7c07
+# %% ../../nbs/24_repair.ipynb #769b25d0
 @torch.no_grad()
 def repair(
     model: NoisyJEM,
@@ -106,7 +108,7 @@ def repair(
     state = Langevin(sigma**2, 0.0).sample(at(model, sigma), state, 1, generator)
     return state if trusted is None else torch.where(trusted, x, state)
 
-# %% ../../nbs/24_repair.ipynb #bb819989
+# %% ../../nbs/24_repair.ipynb #c97cd424
 def repair_weights(
     way: str,  # "denoising" or "chains"
     v: Tensor,  # integer images [N, 1, 28, 28]
@@ -117,7 +119,7 @@ def repair_weights(
     if way == "denoising":
         learner, options = Learner(NoisyJEM(), noisy_loss), {"batch_size": 32, "lr": 2e-3, "clip": 1.0}
     else:
-        chains = ContrastiveDivergence(Langevin(1.0, 0.01), 10, "buffer", ReplayBuffer(1000, (1, 28, 28)))
+        chains = ContrastiveDivergence(Langevin(1.0, 0.01), 10, "buffer", ReplayBuffer(1000, (1, 28, 28)), penalty=0.1)
         joint = JointLoss(chains)
         objective = lambda model, batch: joint(model, (batch[0].float() / 127.5 - 1, batch[1]))
         learner = Learner(JEM(conv_classifier((1, 28, 28), width=16)), objective)
@@ -125,8 +127,8 @@ def repair_weights(
     fit(learner, (v, y), steps=updates, schedule=cosine(0.05), label=way, **options)
     return learner.model.state_dict()
 
-# %% ../../nbs/24_repair.ipynb #412397d8
-UPDATES = {"denoising": 700, "chains": 300}  # about half a minute of one core each
+# %% ../../nbs/24_repair.ipynb #e075f9fb
+UPDATES = {"denoising": 700, "chains": 900}  # of the weights; about half a minute of one core each
 
 
 def repairer(
