@@ -128,7 +128,7 @@ def repair_weights(
     return learner.model.state_dict()
 
 # %% ../../nbs/24_repair.ipynb #e075f9fb
-UPDATES = {"denoising": 700, "chains": 900}  # of the weights; about half a minute of one core each
+UPDATES = {"denoising": 700, "chains": 500}  # of the weights; about half a minute of one core each
 
 
 def repairer(
