@@ -151,7 +151,7 @@ def test_a_hand_draws_and_python_sees_it(tab):
     notebook = follow(tab, "lab_flow")
     run_all(tab, notebook)
     assert notebook.locator(".widget-html", has_text="ink: False").count()
-    before, canvas = picture(notebook), notebook.locator("canvas").first
+    before, canvas = picture(notebook), notebook.locator("canvas[aria-label='drawing pad']")
     canvas.scroll_into_view_if_needed()
     at = canvas.bounding_box()
     tab.mouse.move(at["x"] + 60, at["y"] + 100)
