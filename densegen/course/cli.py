@@ -342,8 +342,8 @@ def lab(
     words = ["--LabApp.default_url=/lab/tree/index.ipynb"]
     words += ["--ContentsManager.pre_save_hook=densegen.course.lectures.without_widgets"]
     words += [f"--port={port}"] if port else []
-    words += [] if browser else ["--no-browser"]
-    _call(_tool("jupyter"), "lab", str(folder / "index.ipynb"), *words, *(more or []), JUPYTER_CONFIG_PATH=_quiet(folder))
+    words += [*([] if browser else ["--no-browser"]), *(more or [])]
+    _call(_tool("jupyter"), "lab", str(folder / "index.ipynb"), *words, JUPYTER_CONFIG_PATH=_quiet(folder))
 
 # %% ../../nbs/97_cli.ipynb #9d80f054
 @app.command()

@@ -32,7 +32,7 @@ def address(tmp_path_factory):
         shutil.copy(ROOT / name, root / name)
     lab = nbformat.read(ROOT / "nbs" / "lab_langevin.ipynb", as_version=4)
     shown = 1 + next(k for k, cell in enumerate(lab.cells) if cell.source.rstrip().endswith("begin=Dropdown(options=list(STARTS)))"))
-    lab.cells = lab.cells[: shown + 2]
+    lab.cells = lab.cells[:shown]
     for cell in lab.cells:
         cell.source = cell.source.replace('scale = "cpu"', 'scale = "smoke"')
     nbformat.write(lab, root / "nbs" / "lab_langevin.ipynb")
