@@ -49,8 +49,8 @@ def measured(box, pauses):
             began = time.process_time()
             control.value = value
             pauses.setdefault(getattr(control, "description", "pad"), []).append(1000 * (time.process_time() - began))
-            if "<b>" in box.children[-1].value:
-                raise RuntimeError(f"{control.description} = {value}: {box.children[-1].value}")
+            if "</b>: " in box.children[-1].value:  # as `explore` tells an error
+                raise RuntimeError(f"{type(control).__name__} = {value}: {box.children[-1].value}")
 
 
 def sliders(path, scale):
