@@ -245,11 +245,11 @@ def test_the_package_is_a_command():
 
 def test_lab_opens_a_working_copy_and_passes_options_on(shell, root, monkeypatch):  # noqa: F811
     calls = []
-    monkeypatch.setattr(cli, "_call", lambda *words: calls.append(words))
+    monkeypatch.setattr(cli, "_call", lambda *words, **environment: calls.append(words))
     write(root, "index", "1")
     original = (root / "nbs" / "index.ipynb").read_bytes()
     assert shell("lab", "--", "--no-browser", "--port", "9999").exit_code == 0
-    ours = ("--LabApp.news_url=None", "--ContentsManager.pre_save_hook=densegen.course.lectures.without_widgets")
+    ours = ("--LabApp.default_url=/lab/tree/index.ipynb", "--ContentsManager.pre_save_hook=densegen.course.lectures.without_widgets")
     assert calls[0][1:] == ("lab", str(root / "_lab" / "index.ipynb"), *ours, "--no-browser", "--port", "9999")
     (root / "_lab" / "index.ipynb").write_text("mine")
     write(root, "10_new", "1")

@@ -158,6 +158,13 @@ def test_the_pad_keeps_rows():
         drawn(b"123")
 
 
+def test_the_pad_takes_what_a_page_sends():
+    "A page sends buffers, which reach Python as views of memory."
+    pad = Pad(2)
+    pad.set_state({"value": memoryview(bytes([0, 255, 0, 51]))})
+    assert drawn(pad.value).flatten().tolist() == pytest.approx([0, 1, 0, 0.2])
+
+
 def test_the_pad_asks_nobody_for_its_page():
     page = str(Pad(4).get_state()["_esm"])
     assert "function render" in page and "://" not in page and "import " not in page

@@ -7,6 +7,8 @@ __all__ = ['app', 'lectures', 'news', 'run', 'keep', 'readme_text', 'readme', 'p
            'evaluate', 'train', 'export', 'main']
 
 # %% ../../nbs/97_cli.ipynb #b582de68
+import json
+import os
 import re
 import shutil
 import signal
@@ -290,9 +292,9 @@ def progress(scale: Annotated[Scale, typer.Option(help="Of the runs to look at."
     console.print(f"{ran} of {len(every)} lectures ran at scale {scale.value}; `densegen run` runs the others.")
 
 # %% ../../nbs/97_cli.ipynb #5cfdea05
-def _call(*words: str) -> None:
+def _call(*words: str, **environment: str) -> None:
     try:
-        code = subprocess.run(words, cwd=_root()).returncode
+        code = subprocess.run(words, cwd=_root(), env=os.environ | environment).returncode
     except FileNotFoundError:
         raise fail(f"`{words[0]}` is not installed; `make course` installs it", 1) from None
     if code:
@@ -308,14 +310,24 @@ def working_copy(
     root: Path,  # the checkout
     refresh: bool = False,  # put the present copy aside first
 ) -> Path:  # the folder `_lab`
-    "Copy the notebooks that the folder does not have yet; nothing in it is written over."
+    "Copy the notebooks, texts and pictures that the folder does not have yet; nothing in it is written over."
     folder = root / "_lab"
     if refresh and folder.exists():
         folder.rename(f"{folder}-{time.strftime('%Y-%m-%d-%H%M%S')}")
-    for source in (*(root / "nbs").glob("*.ipynb"), *(root / "nbs").glob("*.png")):
-        if not (folder / source.name).exists():
+    for source in (root / "nbs").glob("*.*"):
+        if source.suffix in (".ipynb", ".md", ".png") and not (folder / source.name).exists():
             write_atomic(folder / source.name, source.read_bytes(), sync=False)
     return folder
+
+# %% ../../nbs/97_cli.ipynb #79e6da47
+_NEWS = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+
+
+def _quiet(folder: Path) -> str:
+    "Where JupyterLab looks for settings: one that asks for no news, then the reader's own."
+    settings = folder / ".jupyter"
+    write_atomic(settings / "labconfig" / "page_config.json", json.dumps(_NEWS).encode(), sync=False)
+    return os.pathsep.join(filter(None, [str(settings), os.environ.get("JUPYTER_CONFIG_PATH")]))
 
 # %% ../../nbs/97_cli.ipynb #afda5409
 @app.command()
@@ -327,10 +339,11 @@ def lab(
 ) -> None:
     "Open JupyterLab on the index of a working copy, the folder _lab."
     folder = working_copy(_root(), refresh)
-    words = ["--LabApp.news_url=None", "--ContentsManager.pre_save_hook=densegen.course.lectures.without_widgets"]
+    words = ["--LabApp.default_url=/lab/tree/index.ipynb"]
+    words += ["--ContentsManager.pre_save_hook=densegen.course.lectures.without_widgets"]
     words += [f"--port={port}"] if port else []
-    words += [] if browser else ["--no-browser"]
-    _call(_tool("jupyter"), "lab", str(folder / "index.ipynb"), *words, *(more or []))
+    words += [*([] if browser else ["--no-browser"]), *(more or [])]
+    _call(_tool("jupyter"), "lab", str(folder / "index.ipynb"), *words, JUPYTER_CONFIG_PATH=_quiet(folder))
 
 # %% ../../nbs/97_cli.ipynb #9d80f054
 @app.command()

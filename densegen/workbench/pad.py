@@ -76,7 +76,7 @@ class Pad(anywidget.AnyWidget):
     "A square to draw on; `value` has a byte for each pixel, rows from above."
     _esm = _PAGE
     side = traitlets.Int(28).tag(sync=True)
-    value = traitlets.Bytes(b"").tag(sync=True)
+    value = traitlets.CBytes(b"").tag(sync=True)  # C: what comes from the page is a view of memory
 
     def __init__(
         self,

@@ -36,6 +36,8 @@ def ends(control):
     if hasattr(control, "options"):
         choices = [o[1] if isinstance(o, tuple) else o for o in control.options]
         return [choices[-1], choices[0], control.value]
+    if isinstance(control.value, bytes):  # a pad: white, black, what it was
+        return [bytes([255]) * len(control.value), bytes(len(control.value)), control.value]
     low, high = (control.base**v if hasattr(control, "base") else v for v in (control.min, control.max))
     return [high, low, control.value]
 
@@ -46,9 +48,9 @@ def measured(box, pauses):
         for value in ends(control):
             began = time.process_time()
             control.value = value
-            pauses.setdefault(control.description, []).append(1000 * (time.process_time() - began))
-            if "<b>" in box.children[-1].value:
-                raise RuntimeError(f"{control.description} = {value}: {box.children[-1].value}")
+            pauses.setdefault(getattr(control, "description", "pad"), []).append(1000 * (time.process_time() - began))
+            if "</b>: " in box.children[-1].value:  # as `explore` tells an error
+                raise RuntimeError(f"{type(control).__name__} = {value}: {box.children[-1].value}")
 
 
 def sliders(path, scale):
