@@ -184,3 +184,16 @@ def test_the_network_hears_the_level_and_no_neighbour():
     answers = net(x, torch.tensor([0, 1, 2, 0]))
     assert answers.shape == (4, 1) and net(x[:1], torch.tensor([0])) != net(x[:1], torch.tensor([1]))
     assert torch.allclose(answers[2:3], net(x[2:3], torch.tensor([2])), atol=1e-6)
+    nn.init.ones_(net.local.weight)
+    for part, slope in zip([*net.told, net.local], torch.autograd.grad(net(x[:1], torch.tensor([1])),
+                                                                       [*net.told.parameters(), net.local.weight])):
+        assert slope[1].norm() > 0 and slope[0].norm() == slope[2].norm() == 0, part
+
+
+def test_the_base_is_taken_at_the_share_of_its_level_and_has_a_factor_there():
+    "Of three levels at once: parabolas of the noisy variances, times what was learned."
+    base = lambda x, share: 0.5 * x[:, 0].square() / (share * V + 1 - share)
+    model = RecoveryLikelihood(Parabola(0 * VARIANCES), (1,), RATIOS, Langevin(0.1), 1, base).double()
+    model.gain.data = torch.tensor([0.0, 0.1, -0.2], dtype=torch.float64)
+    energies = model.energy(torch.ones(3, 1).double(), torch.arange(3))
+    assert torch.allclose(energies, 0.5 / VARIANCES * torch.tensor([0.0, 1.0, -2.0]).exp())

@@ -58,6 +58,7 @@ class LevelEnergies(nn.Module):
     ):
         super().__init__()
         self.net, self.shape, self.base = net, tuple(shape), base
+        self.gain = nn.Parameter(torch.zeros(len(ratios)))  # a tenth of the logarithm of the base's factor, [T]
         share = 1 / (1 + torch.cat([ratios.new_zeros(1), ratios]).square())  # of the data in the variance, [T + 1]
         self.register_buffer("share", share)
         self.register_buffer("keep", (share[1:] / share[:-1]).sqrt())  # a of each level [T]
@@ -70,7 +71,9 @@ class LevelEnergies(nn.Module):
     def energy(self, x: Tensor, level: Tensor) -> Tensor:
         "E of x [B, *shape] at its level [B] of 0..T - 1; [B], nats."
         answer = self.answer(x, level)
-        return answer if self.base is None else answer + self.base(x, self.share[level])
+        if self.base is None:
+            return answer
+        return answer + torch.exp(10 * self.gain[level]) * self.base(x, self.share[level])
 
     def conditional(self, noisy: Tensor, level: Tensor) -> Callable[[Tensor], Tensor]:
         "The energy of x given the next, noisier state: E(x) + |noisy / a - x|^2 / (2 kappa^2)."
@@ -149,7 +152,7 @@ def film(
 
 # %% ../../nbs/38_recovery.ipynb #85541d4a
 class LevelNet(nn.Module):
-    "A number for an image at a level: two strided convolutions and two linear layers; smooth, without normalization."
+    "A number for an image at a level: two strided convolutions and two linear layers, smooth, and a sum over places."
 
     def __init__(
         self,
@@ -164,6 +167,8 @@ class LevelNet(nn.Module):
         self.first, self.second = nn.Conv2d(c, width, 4, 2, 1), nn.Conv2d(width, 2 * width, 4, 2, 1)
         self.third = nn.Linear(2 * width * (h // 4) * (w // 4), hidden)
         self.last = nn.Linear(hidden, 1, bias=False)
+        self.local = nn.Embedding(levels, width)
+        nn.init.zeros_(self.local.weight)
         self.told = nn.ModuleList(nn.Embedding(levels, n) for n in (width, 2 * width, hidden))
         self.scale = scale
 
@@ -171,8 +176,9 @@ class LevelNet(nn.Module):
         "[B, *shape], [B] -> [B, 1]."
         first, second, third = (told(level) for told in self.told)
         h = F.silu(self.first(x) + first[..., None, None])
+        texture = (self.local(level) * h.sum((2, 3))).sum(1, keepdim=True) / h.shape[-1]
         h = F.silu(self.second(h) + second[..., None, None])
-        return self.scale * self.last(F.silu(self.third(h.flatten(1)) + third))
+        return self.scale * (texture + self.last(F.silu(self.third(h.flatten(1)) + third)))
 
 # %% ../../nbs/38_recovery.ipynb #d16f9c9c
 class NoisyNormal(nn.Module):
