@@ -301,6 +301,18 @@ ENERGY = [
     _mutant("step", "attack-sign", "energy/jem",
             "attacked = attacked + 2.5", "attacked = attacked - 2.5",
             "jem.py::test_attack_on_a_linear_classifier_is_the_best_one"),
+    _mutant("sign", "flow-contrast-fake", "energy/recovery",
+            "model.energy(_Against.apply(fake))", "model.energy(fake)",
+            "recovery.py::test_the_two_players_of_flow_contrast_have_opposite_signs"),
+    _mutant("index", "recovery-share", "energy/recovery",
+            "_column(self.share[level], data)", "_column(self.share[level + 1], data)",
+            "recovery.py::test_levels_shrink_the_data_and_keep_the_variance"),
+    _mutant("factor", "recovery-kappa", "energy/recovery",
+            "(1 / self.keep.square() - 1).sqrt()", "(1 - self.keep.square()).sqrt()",
+            "recovery.py::test_the_conditional_is_the_joint_density"),
+    _mutant("order", "recovery-film", "energy/recovery",
+            "for t in reversed(range(len(model.keep))):", "for t in range(len(model.keep)):",
+            "recovery.py::test_a_film_has_the_variance_that_its_chains_must_give"),
 ]
 
 ANOMALY = [
