@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .bijections import Flow
 
-# %% ../../nbs/39_boltzmann.ipynb #d4751f1f
+# %% ../../nbs/39_boltzmann.ipynb #d801bb7d
 def draw(
     flow: Flow,  # exact density q
     energy: Callable[[Tensor], Tensor] | nn.Module,  # [B, *shape] -> [B], or a model with `energy`
@@ -24,7 +24,7 @@ def draw(
     x, ladj = flow.bijection.inverse(z)
     return x, ladj - flow.base.log_prob(z) - getattr(energy, "energy", energy)(x)
 
-# %% ../../nbs/39_boltzmann.ipynb #8927402e
+# %% ../../nbs/39_boltzmann.ipynb #1916de4b
 def reverse_kl(
     flow: Flow,  # exact density q
     energy: Callable[[Tensor], Tensor] | nn.Module,  # [B, *shape] -> [B], or a model with `energy`
@@ -33,7 +33,7 @@ def reverse_kl(
     "Estimate of KL(q || p) - log Z, p the density with this energy; not below -log Z in the mean."
     return -draw(flow, energy, z)[1].mean()
 
-# %% ../../nbs/39_boltzmann.ipynb #4c2f3f8d
+# %% ../../nbs/39_boltzmann.ipynb #64795461
 class BoltzmannGenerator(nn.Module):
     "A flow that is fitted to an energy, to states of chains, or to both (Noé et al. 2019)."
 
@@ -58,7 +58,7 @@ class BoltzmannGenerator(nn.Module):
             terms["forward"] = (self.reverse - 1) * self.flow.log_prob(states).mean()
         return terms
 
-# %% ../../nbs/39_boltzmann.ipynb #19bb9cfe
+# %% ../../nbs/39_boltzmann.ipynb #361550e3
 def effective_size(
     log_weights: Tensor,  # [n], up to a constant
 ) -> float:  # between 1 and n
