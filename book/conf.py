@@ -311,6 +311,8 @@ def finish_site(app, failure) -> None:
     if failure is None and app.builder.format == "html":
         drawings = slim.smaller(app.outdir / "_images")
         slim.mathematics(app.outdir / "_static" / "mathjax")
+        furo = app.outdir / "_static" / "styles" / "furo.css"
+        furo.write_text(slim.plain_links(furo.read_text(encoding="utf-8")), encoding="utf-8")
         for path in app.outdir.rglob("*.map"):
             path.unlink()
         for path in app.outdir.rglob("*.html"):

@@ -32,11 +32,16 @@ def slim(body: str, plain: set[str]) -> str:
 
 def tight(page: str) -> str:
     "A whole page without the indentation of its template and with short entries of the sidebar; code stays as it is."
-    page = page.replace('<li class="toctree-l1"><a class="reference internal"', '<li><a class="reference"')
+    page = page.replace('<li class="toctree-l1"><a class="reference internal"', "<li><a")
     drawn = lambda m: m[0] if f'href="#{m[1]}"' in page else ""  # of the theme's icons
     page = re.sub(r'<symbol id="([\w-]+)".*?</symbol>', drawn, page, flags=re.S)
     parts = re.split(r"(<pre.*?</pre>|<script.*?</script>)", page, flags=re.S)
     return "".join(part if k % 2 else re.sub(r"\s*\n\s*", "\n", part) for k, part in enumerate(parts))
+
+
+def plain_links(css: str) -> str:
+    "The theme's style for entries of the sidebar that bear no class."
+    return re.sub(r"(\.sidebar-tree [^{},]*?)\.reference", r"\1:any-link", css)
 
 
 def smaller(folder: Path) -> set[str]:

@@ -124,7 +124,7 @@ def test_the_printed_address_opens_the_index_and_nobody_asks(tab):
 def test_links_of_the_index_lead_to_texts_and_lectures(tab):
     lecture = follow(tab, "20_energy")
     assert lecture.locator("h1").first.inner_text().startswith("Energies")
-    assert lecture.locator("mjx-container, .MathJax").first.is_visible()
+    lecture.locator("mjx-container, .MathJax").first.wait_for()  # drawn after the text
     assert "not trusted" not in lecture.inner_text().lower()
     follow(tab, "outline.md")
 
