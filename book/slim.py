@@ -33,6 +33,8 @@ def slim(body: str, plain: set[str]) -> str:
 def tight(page: str) -> str:
     "A whole page without the indentation of its template and with short entries of the sidebar; code stays as it is."
     page = page.replace('<li class="toctree-l1"><a class="reference internal"', "<li><a")
+    page = re.sub(r'<div class="(cell(?:_\w+)?(?: [\w-]+)*) docutils container"', r'<div class="\1 container"', page)
+    page = re.sub(r' xmlns="http://www.w3.org/2000/svg"|\s?class="(?:feather|icon)-[\w-]+"', "", page)
     drawn = lambda m: m[0] if f'href="#{m[1]}"' in page else ""  # of the theme's icons
     page = re.sub(r'<symbol id="([\w-]+)".*?</symbol>', drawn, page, flags=re.S)
     parts = re.split(r"(<pre.*?</pre>|<script.*?</script>)", page, flags=re.S)
@@ -56,7 +58,7 @@ def smaller(folder: Path) -> set[str]:
                 image = image.quantize(256, method=Image.Quantize.FASTOCTREE).convert("RGBA")
             image.save(target, lossless=True, method=2)
             if target.stat().st_size > 15_000 and target.name not in drawings:
-                image.save(target, quality=72, method=5)
+                image.save(target, quality=70, method=5)
         path.unlink()
     return drawings
 
