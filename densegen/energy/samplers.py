@@ -92,7 +92,7 @@ def _noise(x: Tensor, generator) -> Tensor:
 
 
 class RandomWalk(Sampler):
-    "Metropolis et al. (1953): a Gaussian step in no particular direction, accepted or not."
+    "Metropolis et al. (1953), with a Gaussian step: no particular direction, accepted or not."
 
     def __init__(
         self,
