@@ -58,7 +58,7 @@ def smaller(folder: Path) -> set[str]:
                 image = image.quantize(256, method=Image.Quantize.FASTOCTREE).convert("RGBA")
             image.save(target, lossless=True, method=2)
             if target.stat().st_size > 15_000 and target.name not in drawings:
-                image.save(target, quality=70, method=5)
+                image.save(target, quality=66, method=5)
         path.unlink()
     return drawings
 

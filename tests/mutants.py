@@ -436,7 +436,7 @@ DENSE = [
     _mutant("metric", "position-sign", "dense/embedding_density",
             "-(smooth / smooth.sum(0)).log()", "(smooth / smooth.sum(0)).log()",
             "embedding_density.py::test_position_prior_and_colour_by_hand"),
-    _mutant("metric", "colour-nearest", "dense/embedding_density",
+    _mutant("metric", "colour-nearest", "dense/one_liners",
             "torch.stack(squares).amin(0)", "torch.stack(squares).amax(0)",
             "embedding_density.py::test_position_prior_and_colour_by_hand"),
     _mutant("ladj", "neighbour-volume", "dense/embedding_density",

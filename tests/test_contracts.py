@@ -39,7 +39,7 @@ def test_round_trip_in_float32(case, state):
     with torch.no_grad():
         z, ladj = model(x, c)
         back, ladj_back = model.inverse(z, c)
-    assert z.isfinite().all() and (back - x).abs().max() < 1e-4
+    assert z.isfinite().all() and (back - x).abs().max() < 1e-5 * (1 + z.abs().max())  # rounding grows with the latents
     assert (ladj + ladj_back).abs().max() < 1e-3
 
 
