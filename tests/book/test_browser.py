@@ -183,11 +183,12 @@ def test_each_kind_of_fault_would_be_noticed(visitor, fault):
         assert "p#wide" in found[0]
 
 
-def test_axe_would_notice_grey_on_grey(visitor):
-    page = '<!doctype html><html lang="en"><title>t</title><main><p style="color: #ccc">pale</p></main></html>'
-    visitor.tab.route("**/pale.html", lambda route: route.fulfill(body=page, content_type="text/html"))
-    visitor.open("pale.html")
-    assert {found.split()[0] for found in visitor.examine()} == {"color-contrast", "color-contrast-enhanced"}
+@pytest.mark.parametrize("colour, rule", [("#ccc", "color-contrast"), ("#666", "color-contrast-enhanced")])
+def test_axe_would_notice_grey_on_white(visitor, colour, rule):
+    page = f'<!doctype html><html lang="en"><title>t</title><main><p style="color: {colour}">pale</p></main></html>'
+    visitor.tab.route(f"**/{rule}.html", lambda route: route.fulfill(body=page, content_type="text/html"))
+    visitor.open(f"{rule}.html")
+    assert {found.split()[0] for found in visitor.examine()} == {rule}
 
 
 @pytest.mark.parametrize("home", ["below a path", "file"])
