@@ -3,6 +3,8 @@ PYTHON ?= python3
 SCALE ?= cpu
 # lectures at the same time; the cores are shared out among them
 JOBS ?= 2
+# of the tests, which wait a third of their time for processes that they start
+WORKERS ?= $(shell expr $(JOBS) + 1)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -21,18 +23,18 @@ help: ## print the targets
 
 $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 course: $(READY) ## run the lectures (SCALE=smoke is a tour of a minute or two)
 	$(BIN)/densegen run --scale $(SCALE) --jobs $(JOBS)
 
 test: $(READY) ## all that CI runs: sources in sync, unit tests, every lecture at scale cpu, the book
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 	$(BIN)/densegen run --scale cpu --jobs $(JOBS)
 
 quick: $(READY) ## the same at scale smoke, for everyday work
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 	$(BIN)/densegen run --scale smoke --jobs $(JOBS)
 
 lab: $(READY) ## open JupyterLab on the index
