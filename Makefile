@@ -3,7 +3,7 @@ PYTHON ?= python3
 SCALE ?= cpu
 # lectures at the same time; the cores are shared out among them
 JOBS ?= 2
-# of `make test`: tests wait a third of their time for processes that they start, lectures for kernels and each other
+# of the tests, which wait a third of their time for processes that they start
 WORKERS ?= $(shell expr $(JOBS) + 1)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +31,7 @@ course: $(READY) ## run the lectures (SCALE=smoke is a tour of a minute or two)
 
 test: $(READY) ## all that CI runs: sources in sync, unit tests, every lecture at scale cpu, the book
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
-	$(BIN)/densegen run --scale cpu --jobs $(WORKERS)
+	$(BIN)/densegen run --scale cpu --jobs $(JOBS)
 
 quick: $(READY) ## the same at scale smoke, for everyday work
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
