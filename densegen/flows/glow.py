@@ -68,10 +68,10 @@ def _triangles(lu: Tensor, sign: Tensor, log_s: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _inverse_of(p: Tensor, lu: Tensor, sign: Tensor, log_s: Tensor) -> Tensor:
-    "U^-1 L^-1 P^T by triangular solves, in float64."
-    lower, upper = _triangles(lu.double(), sign.double(), log_s.double())
-    half = torch.linalg.solve_triangular(lower, p.mT.double(), upper=False, unitriangular=True)
-    return torch.linalg.solve_triangular(upper, half, upper=True)
+    "U^-1 L^-1 P^T by triangular solves, in float64; each solve reads its own triangle of `both` and no more."
+    both = torch.diagonal_scatter(lu.double(), sign.double() * log_s.double().exp(), 0, -2, -1)
+    half = torch.linalg.solve_triangular(both, p.mT.double(), upper=False, unitriangular=True)
+    return torch.linalg.solve_triangular(both, half, upper=True)
 
 # %% ../../nbs/33_glow.ipynb #0cc086c1
 class InvertibleConv(Bijection):
