@@ -4,11 +4,14 @@ import importlib.util
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageFilter
 from pygments.styles import get_style_by_name
 from pygments.token import STANDARD_TYPES, Token
 
+INK, DARKER = 122, 64  # grey of axes and words in the notebooks (COLOURS["grey"]), and in the book
 SPAN = re.compile(r'<span class="(\w+)">([^<]*)</span>')
 
 
@@ -46,21 +49,40 @@ def plain_links(css: str) -> str:
     return re.sub(r"(\.sidebar-tree [^{},]*?)\.reference", r"\1:any-link", css)
 
 
-def smaller(folder: Path) -> set[str]:
-    "Each picture of a folder as WebP, small and without a loss that one sees; the names of the line drawings."
-    drawings = set()
+class Picture(NamedTuple):
+    width: int  # pixels
+    height: int
+    drawing: bool  # of curves and points on an empty ground
+
+
+def smaller(folder: Path) -> dict[str, Picture]:
+    "Each picture of a folder as WebP, small and without a loss that one sees; what they are, by name."
+    pictures = {}
     for path in sorted([*folder.glob("*.png"), *folder.glob("*.jpg")]):
         target = path.with_suffix(".webp")
         with Image.open(path) as image:
-            image = image.convert("RGBA")
-            if is_drawing(image):
-                drawings.add(target.name)
+            image = inked(image.convert("RGBA"))
+            pictures[target.name] = Picture(*image.size, is_drawing(image))
+            if pictures[target.name].drawing:
                 image = image.quantize(256, method=Image.Quantize.FASTOCTREE).convert("RGBA")
             image.save(target, lossless=True, method=2)
-            if target.stat().st_size > 15_000 and target.name not in drawings:
+            if target.stat().st_size > 15_000 and not pictures[target.name].drawing:
                 image.save(target, quality=66, method=5)
         path.unlink()
-    return drawings
+    return pictures
+
+
+def inked(image: Image.Image) -> Image.Image:
+    """Axes and words of a plot in darker ink: the notebooks' grey has to do for both papers, the book's dark theme turns drawings over.
+
+    Ink is what has that grey and lies on, or within three pixels of, a transparent ground."""
+    pixels = np.array(image)
+    alpha = image.getchannel("A")
+    ground = np.asarray(alpha.filter(ImageFilter.MinFilter(7))) < 255
+    colour = pixels[..., :3].astype(int)
+    grey = (abs(colour - INK).max(-1) <= 4) & (pixels[..., 3] > 0) & ground
+    pixels[grey, :3] = DARKER
+    return Image.fromarray(pixels)
 
 
 def is_drawing(image: Image.Image) -> bool:
@@ -70,12 +92,19 @@ def is_drawing(image: Image.Image) -> bool:
     return sum(grey[249:]) > 0.8 * sum(grey)
 
 
-def dimmed(page: str, drawings: set[str]) -> str:
-    "The page with a class for drawings that the dark theme may turn over: all whose text says nothing of light and dark."
+def shown(page: str, pictures: dict[str, Picture]) -> str:
+    """The page with the size of each picture, so that nothing moves when it comes, and with classes for drawings.
+
+    The dark theme may turn drawings over whose text says nothing of light and dark; on a phone wide ones scroll."""
     def one(image):
+        if (picture := pictures.get(image[1])) is None:
+            return image[0]
         told = f"{image[0]} {page[image.end() : page.find('</p>', image.end())]}"
-        free = image[1] in drawings and not re.search(r"\b(white|black|dark|pale|light|bright)", told, re.I)
-        return image[0].replace("<img ", '<img class="drawing" ') if free else image[0]
+        free = picture.drawing and not re.search(r"\b(white|black|dark|pale|light|bright)", told, re.I)
+        size = "" if "width=" in image[0] or "width:" in image[0] else f'width="{picture.width}" height="{picture.height}" '
+        kinds = ["drawing"] * bool(free) + ["wide"] * (picture.drawing and picture.width > 640)
+        kind = f'class="{" ".join(kinds)}" ' if kinds else ""
+        return image[0].replace("<img ", f"<img {size}{kind}")
     return re.sub(r'<img [^>]*?_images/([\w.-]+)"[^>]*>', one, page)
 
 

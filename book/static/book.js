@@ -33,9 +33,9 @@ function unfold() {
   if (target) target.querySelectorAll("details").forEach((part) => (part.open = true));
 }
 
-// a table or formula that is wider than its place can be scrolled by keyboard, too; code always can
+// a table, formula or drawing that is wider than its place can be scrolled by keyboard, too; code always can
 function reachable() {
-  for (const wide of document.querySelectorAll("article table, article .table-wrapper, article mjx-container[display]"))
+  for (const wide of document.querySelectorAll("article :is(table, .table-wrapper, mjx-container[display], .cell_output .output)"))
     if (wide.scrollWidth > wide.clientWidth + 1) wide.tabIndex = 0;
 }
 
