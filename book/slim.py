@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 from pygments.styles import get_style_by_name
 from pygments.token import STANDARD_TYPES, Token
 
+PROSE = 640  # width of the lines of prose, px
 INK, DARKER = 122, 64  # grey of axes and words in the notebooks (COLOURS["grey"]), and in the book
 SPAN = re.compile(r'<span class="(\w+)">([^<]*)</span>')
 
@@ -95,14 +96,16 @@ def is_drawing(image: Image.Image) -> bool:
 def shown(page: str, pictures: dict[str, Picture]) -> str:
     """The page with the size of each picture, so that nothing moves when it comes, and with classes for drawings.
 
-    The dark theme may turn drawings over whose text says nothing of light and dark; on a phone wide ones scroll."""
+    The dark theme may turn drawings over whose text says nothing of light and dark; on a phone wide ones scroll.
+    The caption of a small picture may stand beside it."""
     def one(image):
         if (picture := pictures.get(image[1])) is None:
             return image[0]
         told = f"{image[0]} {page[image.end() : page.find('</p>', image.end())]}"
         free = picture.drawing and not re.search(r"\b(white|black|dark|pale|light|bright)", told, re.I)
         size = "" if "width=" in image[0] or "width:" in image[0] else f'width="{picture.width}" height="{picture.height}" '
-        kinds = ["drawing"] * bool(free) + ["wide"] * (picture.drawing and picture.width > 640)
+        narrow = picture.width <= PROSE
+        kinds = ["drawing"] * bool(free) + ["small"] * narrow + ["wide"] * (picture.drawing and not narrow)
         kind = f'class="{" ".join(kinds)}" ' if kinds else ""
         return image[0].replace("<img ", f"<img {size}{kind}")
     return re.sub(r'<img [^>]*?_images/([\w.-]+)"[^>]*>', one, page)

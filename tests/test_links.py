@@ -220,8 +220,10 @@ def test_pictures_are_small_and_drawings_are_told_from_photographs(tmp_path):
 ])
 def test_drawings_that_speak_of_light_are_not_turned_over(alt, caption, turned):
     page = f'<img alt="{alt}" src="_images/a.webp" /><p>{caption}</p><p>white</p><img alt="x" src="_images/b.webp" />'
-    out = slim.shown(page, {"a.webp": slim.Picture(30, 20, True)})
-    assert out.count('class="drawing"') == turned and out.replace(' class="drawing"', "") == page.replace("<img ", '<img width="30" height="20" ', 1)
+    out = slim.shown(page, {"a.webp": slim.Picture(900, 20, True)})
+    assert out.count("drawing") == turned and out.count("wide") == 1
+    assert re.sub(r' class="[a-z ]*"', "", out) == page.replace("<img ", '<img width="900" height="20" ', 1)
+    assert 'class="small"' in slim.shown(page, {"a.webp": slim.Picture(600, 20, False)})
 
 
 def test_ink_on_an_empty_ground_is_darker_and_the_same_grey_in_a_photograph_stays():

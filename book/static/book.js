@@ -24,7 +24,7 @@ function plainText(text) {
 
 if (typeof Search !== "undefined") {
   const whole = Search.htmlToText;
-  Search.htmlToText = (html, anchor) => plainText(whole(html, anchor));
+  Search.htmlToText = (html, anchor) => plainText(whole(html.replace(/<span class="aside".*?<\/span>/gs, ""), anchor));
 }
 
 // what an address points at is opened, if it is folded

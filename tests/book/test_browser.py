@@ -246,6 +246,32 @@ def test_live_figures_move_with_their_sliders(chromium, served, site, page, home
     visitor.tab.context.close()
 
 
+CUT = """() => [...document.querySelectorAll(".live svg")].flatMap((picture) => {
+    const edge = picture.getBoundingClientRect(), words = [...picture.querySelectorAll("text")];
+    const out = (box) => box.right > edge.right + 1 || box.left < edge.left - 1 || box.bottom > edge.bottom + 1 || box.top < edge.top - 1;
+    return words.filter((word) => word.textContent.trim() && out(word.getBoundingClientRect())).map((word) => word.textContent);
+})"""
+
+
+@pytest.mark.parametrize("page", FIGURES)
+def test_no_word_of_a_live_figure_is_cut_on_a_phone(visitor, page):
+    visitor.open(f"{page}.html", 390)
+    assert visitor.tab.locator(".live svg text").count() > 2
+    assert not visitor.tab.evaluate(CUT)
+
+
+def test_notes_stand_in_the_margin_of_a_wide_window_beside_nothing_else(visitor):
+    visitor.open("15_score.html", 1440)
+    notes = visitor.tab.locator(".aside")
+    assert notes.count() > 5 and notes.first.is_visible()
+    edges = notes.evaluate_all("all => all.map((e) => [e, e.closest('p')].map((e) => e.getBoundingClientRect()).map((r) => [r.left, r.right, r.top, r.bottom]))")
+    assert all(note[0] >= prose[1] - 1 and note[1] < 1440 and note[2] >= prose[2] - 1 for note, prose in edges)
+    tops = [note[2:] for note, _ in edges]
+    assert all(before[1] <= after[0] for before, after in zip(tops, tops[1:]))  # one below the other
+    visitor.window(1366, "light")
+    assert not notes.first.is_visible()
+
+
 @pytest.mark.parametrize("word, first", [("Langevin", ("21_samplers", "lab_langevin")), ("log_prob", ("api/",))])
 def test_search_finds(visitor, word, first):
     visitor.open(f"search.html?q={word}")
