@@ -66,11 +66,13 @@ def linked(text: str, listed: list[str], told: set[str]) -> str:
             step = found.start() + len(found[1])
             out, at = out + text[at:step], step
             continue
-        out += f'{text[at : found.start()]}<a class="reference external" href="{references.ADDRESS.search(work)[1]}">{found[0]}</a>'
+        end = found.end() + (text[found.end() :].startswith(")") and "(" in found[0])
+        href = references.ADDRESS.search(work)[1]
+        out += f'{text[at : found.start()]}<a class="reference external" href="{href}">{text[found.start() : end]}</a>'
         if work not in told:
             out += f'<span class="aside" role="note">{note(work)}</span>'
             told.add(work)
-        at = found.end()
+        at = end
     return out + text[at:]
 
 

@@ -38,6 +38,7 @@ def tight(page: str) -> str:
     "A whole page without the indentation of its template and with short entries of the sidebar; code stays as it is."
     page = page.replace('<li class="toctree-l1"><a class="reference internal"', "<li><a")
     page = re.sub(r'<div class="(cell(?:_\w+)?(?: [\w-]+)*) docutils container"', r'<div class="\1 container"', page)
+    page = re.sub(r'<span class="(\w+)">', r"<span class=\1>", page)  # a hundred thousand tokens of code
     page = re.sub(r' xmlns="http://www.w3.org/2000/svg"|\s?class="(?:feather|icon)-[\w-]+"', "", page)
     drawn = lambda m: m[0] if f'href="#{m[1]}"' in page else ""  # of the theme's icons
     page = re.sub(r'<symbol id="([\w-]+)".*?</symbol>', drawn, page, flags=re.S)

@@ -189,6 +189,7 @@ def test_fewer_spans_the_same_text():
 
 
 def test_pages_are_tightened_around_their_code():
+    assert slim.tight('<span class="mi">1</span><span class="a b">') == '<span class=mi>1</span><span class="a b">'
     page = "<p>a\n   b</p>\n\n  <pre tabindex>x\n\n    y</pre>\n  <script>\n  z</script>\n  "
     assert slim.tight(page) == "<p>a\nb</p>\n<pre tabindex>x\n\n    y</pre>\n<script>\n  z</script>\n"
 
