@@ -13,6 +13,7 @@ NBS = BOOK.parent / "nbs"
 sys.path.insert(0, str(BOOK))
 
 import api  # noqa: E402
+import asides  # noqa: E402
 import links  # noqa: E402
 import reading  # noqa: E402
 import references  # noqa: E402
@@ -83,6 +84,7 @@ LIVE = [
 ]
 MODULES = api.modules()
 METHODS = links.methods(MODULES)
+WORKS = {}  # what each lecture lists under its References
 PLAIN = slim.colourless(pygments_style, pygments_dark_style)
 
 
@@ -99,7 +101,19 @@ def toctrees() -> str:
     listed = [(c, [page for page in pages if page != "index"]) for c, pages in parts()]
     listed[-1][1].extend(["references", "api/index"])
     captions = [f":caption: {c}\n" if c else "" for c, _ in listed]
-    return "\n\n".join(block.format(caption=c, pages="\n".join(p)) for c, (_, p) in zip(captions, listed) if p)
+    entries = [[brief(page) for page in pages] for _, pages in listed]
+    return "\n\n".join(block.format(caption=c, pages="\n".join(e)) for c, e in zip(captions, entries) if e)
+
+
+def brief(page: str) -> str:
+    "An entry of the sidebar: of a long title what stands before its colon, of a lab what stands behind it."
+    if not (NBS / f"{page}.ipynb").exists():
+        return page
+    first = "".join(json.loads((NBS / f"{page}.ipynb").read_text())["cells"][0]["source"])
+    before, _, behind = re.search(r"^# (.*)", first, re.M)[1].partition(": ")
+    number = re.match(r"(\d+)(?=_)|", page)[0]
+    name = behind[:1].upper() + behind[1:] if before == "Lab" else before
+    return f"{number} {name}".strip() + f" <{page}>" if behind else page
 
 
 def gather(target: Path) -> None:
@@ -266,6 +280,7 @@ def prepare(app, page, source) -> None:
             source[0] = links.link(source[0], links.known({"cells": []}, page, MODULES), METHODS, page)
         return
     notebook = json.loads(source[0])
+    WORKS[page] = asides.works(notebook)
     meaning = links.known(notebook, page, MODULES)
     exported = {cell for module in MODULES for _, lecture, cell in module.cells if lecture == page}
     number = re.match(r"(\d+)(?=_)|", page)[0]
@@ -303,20 +318,20 @@ def finish_page(app, page, template, context, doctree) -> None:
     tree = context.get("furo_navigation_tree", "")
     context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     if "body" in context:
-        body = links.titled(context["body"])
+        body = asides.beside(links.titled(context["body"]), WORKS.get(page, []))
         context["body"] = tables.aligned(reading.wrapping(slim.slim(body, PLAIN)))
 
 
 def finish_site(app, failure) -> None:
     if failure is None and app.builder.format == "html":
-        drawings = slim.smaller(app.outdir / "_images")
+        pictures = slim.smaller(app.outdir / "_images")
         slim.mathematics(app.outdir / "_static" / "mathjax")
         furo = app.outdir / "_static" / "styles" / "furo.css"
         furo.write_text(slim.plain_links(furo.read_text(encoding="utf-8")), encoding="utf-8")
         for path in app.outdir.rglob("*.map"):
             path.unlink()
         for path in app.outdir.rglob("*.html"):
-            page = slim.dimmed(path.read_text(encoding="utf-8"), drawings)
+            page = slim.shown(path.read_text(encoding="utf-8"), pictures)
             path.write_text(slim.tight(page), encoding="utf-8")
 
 

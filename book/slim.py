@@ -4,11 +4,15 @@ import importlib.util
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageFilter
 from pygments.styles import get_style_by_name
 from pygments.token import STANDARD_TYPES, Token
 
+PROSE = 640  # width of the lines of prose, px
+INK, DARKER = 122, 64  # grey of axes and words in the notebooks (COLOURS["grey"]), and in the book
 SPAN = re.compile(r'<span class="(\w+)">([^<]*)</span>')
 
 
@@ -34,6 +38,7 @@ def tight(page: str) -> str:
     "A whole page without the indentation of its template and with short entries of the sidebar; code stays as it is."
     page = page.replace('<li class="toctree-l1"><a class="reference internal"', "<li><a")
     page = re.sub(r'<div class="(cell(?:_\w+)?(?: [\w-]+)*) docutils container"', r'<div class="\1 container"', page)
+    page = re.sub(r'<span class="(\w+)">', r"<span class=\1>", page)  # a hundred thousand tokens of code
     page = re.sub(r' xmlns="http://www.w3.org/2000/svg"|\s?class="(?:feather|icon)-[\w-]+"', "", page)
     drawn = lambda m: m[0] if f'href="#{m[1]}"' in page else ""  # of the theme's icons
     page = re.sub(r'<symbol id="([\w-]+)".*?</symbol>', drawn, page, flags=re.S)
@@ -46,21 +51,40 @@ def plain_links(css: str) -> str:
     return re.sub(r"(\.sidebar-tree [^{},]*?)\.reference", r"\1:any-link", css)
 
 
-def smaller(folder: Path) -> set[str]:
-    "Each picture of a folder as WebP, small and without a loss that one sees; the names of the line drawings."
-    drawings = set()
+class Picture(NamedTuple):
+    width: int  # pixels
+    height: int
+    drawing: bool  # of curves and points on an empty ground
+
+
+def smaller(folder: Path) -> dict[str, Picture]:
+    "Each picture of a folder as WebP, small and without a loss that one sees; what they are, by name."
+    pictures = {}
     for path in sorted([*folder.glob("*.png"), *folder.glob("*.jpg")]):
         target = path.with_suffix(".webp")
         with Image.open(path) as image:
-            image = image.convert("RGBA")
-            if is_drawing(image):
-                drawings.add(target.name)
+            image = inked(image.convert("RGBA"))
+            pictures[target.name] = Picture(*image.size, is_drawing(image))
+            if pictures[target.name].drawing:
                 image = image.quantize(256, method=Image.Quantize.FASTOCTREE).convert("RGBA")
             image.save(target, lossless=True, method=2)
-            if target.stat().st_size > 15_000 and target.name not in drawings:
+            if target.stat().st_size > 15_000 and not pictures[target.name].drawing:
                 image.save(target, quality=66, method=5)
         path.unlink()
-    return drawings
+    return pictures
+
+
+def inked(image: Image.Image) -> Image.Image:
+    """Axes and words of a plot in darker ink: the notebooks' grey has to do for both papers, the book's dark theme turns drawings over.
+
+    Ink is what has that grey and lies on, or within three pixels of, a transparent ground."""
+    pixels = np.array(image)
+    alpha = image.getchannel("A")
+    ground = np.asarray(alpha.filter(ImageFilter.MinFilter(7))) < 255
+    colour = pixels[..., :3].astype(int)
+    grey = (abs(colour - INK).max(-1) <= 4) & (pixels[..., 3] > 0) & ground
+    pixels[grey, :3] = DARKER
+    return Image.fromarray(pixels)
 
 
 def is_drawing(image: Image.Image) -> bool:
@@ -70,12 +94,21 @@ def is_drawing(image: Image.Image) -> bool:
     return sum(grey[249:]) > 0.8 * sum(grey)
 
 
-def dimmed(page: str, drawings: set[str]) -> str:
-    "The page with a class for drawings that the dark theme may turn over: all whose text says nothing of light and dark."
+def shown(page: str, pictures: dict[str, Picture]) -> str:
+    """The page with the size of each picture, so that nothing moves when it comes, and with classes for drawings.
+
+    The dark theme may turn drawings over whose text says nothing of light and dark; on a phone wide ones scroll.
+    The caption of a small picture may stand beside it."""
     def one(image):
+        if (picture := pictures.get(image[1])) is None:
+            return image[0]
         told = f"{image[0]} {page[image.end() : page.find('</p>', image.end())]}"
-        free = image[1] in drawings and not re.search(r"\b(white|black|dark|pale|light|bright)", told, re.I)
-        return image[0].replace("<img ", '<img class="drawing" ') if free else image[0]
+        free = picture.drawing and not re.search(r"\b(white|black|dark|pale|light|bright)", told, re.I)
+        size = "" if "width=" in image[0] or "width:" in image[0] else f'width="{picture.width}" height="{picture.height}" '
+        narrow = picture.width <= PROSE
+        kinds = ["drawing"] * bool(free) + ["small"] * narrow + ["wide"] * (picture.drawing and not narrow)
+        kind = f'class="{" ".join(kinds)}" ' if kinds else ""
+        return image[0].replace("<img ", f"<img {size}{kind}")
     return re.sub(r'<img [^>]*?_images/([\w.-]+)"[^>]*>', one, page)
 
 

@@ -91,7 +91,8 @@ def _aligned(table: str) -> str:
     rows = [CELL.findall(row) for row in re.findall(r"<tr.*?</tr>", table, re.S)]
     columns = list(zip(*[[_bare(inside) for _, _, inside in row] for row in rows if row and row[0][0] == "d"]))
     right = {k: _decimals(column) for k, column in enumerate(columns) if is_numeric(column)}
-    return re.sub(r"<tr.*?</tr>", lambda row: _marked(row[0], right), table, flags=re.S)
+    wordy = {k for k, column in enumerate(columns) if k not in right and max(map(len, column)) > 40}
+    return re.sub(r"<tr.*?</tr>", lambda row: _marked(row[0], right, wordy), table, flags=re.S)
 
 
 def _bare(inside: str) -> str:
@@ -110,10 +111,13 @@ def _decimals(column: tuple[str, ...]) -> int:
     return max(len(number[1] or "") for number in found) if all(found) else 0
 
 
-def _marked(row: str, right: dict[int, int]) -> str:
+def _marked(row: str, right: dict[int, int], wordy: set[int]) -> str:
+    "A row with a class for what stands right, and for the heads of columns that hold sentences: a phone leaves room for those."
     place = iter(range(row.count("<t")))
     def mark(cell):
         column = next(place)
+        if column in wordy and cell[1] == "h":
+            return f'<th class="words">{cell[3]}</th>'
         if column not in right or "class=" in cell[2] and "head" not in cell[2]:
             return cell[0]
         kind = re.sub(r' class="[^"]*"', "", cell[2])

@@ -43,6 +43,19 @@ for home in ("cpu", "pretend"):
         assert set(line.seen) == {"pretend"} and {line.w.device.type, line.count.device.type} == {home}, (home, steps)
 '''
 
+TRAININGS = '''
+import pretend, torch
+from densegen.families.repair import repair_weights
+from densegen.families.seven import family_weights
+from densegen.workbench import run
+
+run.start("smoke")
+v, y = torch.randint(0, 256, (40, 1, 28, 28)), torch.arange(40) % 10
+for way in ("denoising", "chains"):
+    assert {t.device.type for t in repair_weights(way, v, y, 2).values()} == {"cpu"}
+assert {t.device.type for t in family_weights("energy", v, 2).values()} == {"cpu"}
+'''
+
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="the pretended device is compiled with g++")
 
 
@@ -90,3 +103,8 @@ assert (x + torch.tensor(1.0)).device.type == x[torch.tensor([0])].device.type =
 def test_fit_puts_a_model_back_where_it_was():
     "A lecture's next cell asks it about images on the CPU."
     python("-c", FIT)
+
+
+def test_a_training_takes_to_the_device_whatever_its_loss_needs():
+    "Chains of a loss that hides in a function would stay behind."
+    python("-c", TRAININGS)

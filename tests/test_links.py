@@ -17,6 +17,7 @@ from pygments.styles import get_style_by_name
 
 sys.path.insert(0, str(ROOT / "book"))
 import api  # noqa: E402
+import asides  # noqa: E402
 import conf  # noqa: E402
 import links  # noqa: E402
 import references  # noqa: E402
@@ -188,6 +189,7 @@ def test_fewer_spans_the_same_text():
 
 
 def test_pages_are_tightened_around_their_code():
+    assert slim.tight('<span class="mi">1</span><span class="a b">') == '<span class=mi>1</span><span class="a b">'
     page = "<p>a\n   b</p>\n\n  <pre tabindex>x\n\n    y</pre>\n  <script>\n  z</script>\n  "
     assert slim.tight(page) == "<p>a\nb</p>\n<pre tabindex>x\n\n    y</pre>\n<script>\n  z</script>\n"
 
@@ -205,7 +207,9 @@ def drawn(*, photograph):
 def test_pictures_are_small_and_drawings_are_told_from_photographs(tmp_path):
     for name in ("curve", "photograph"):
         drawn(photograph=name == "photograph").save(tmp_path / f"{name}.png")
-    assert slim.smaller(tmp_path) == {"curve.webp"}
+    pictures = slim.smaller(tmp_path)
+    assert {name: p.drawing for name, p in pictures.items()} == {"curve.webp": True, "photograph.webp": False}
+    assert {(p.width, p.height) for p in pictures.values()} == {(300, 200)}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.webp", "photograph.webp"]
     with Image.open(tmp_path / "curve.webp") as image:
         before, after = (np.asarray(i.convert("RGBA"), int) for i in (drawn(photograph=False), image))
@@ -217,8 +221,58 @@ def test_pictures_are_small_and_drawings_are_told_from_photographs(tmp_path):
 ])
 def test_drawings_that_speak_of_light_are_not_turned_over(alt, caption, turned):
     page = f'<img alt="{alt}" src="_images/a.webp" /><p>{caption}</p><p>white</p><img alt="x" src="_images/b.webp" />'
-    out = slim.dimmed(page, {"a.webp"})
-    assert out.count('class="drawing"') == turned and out.replace(' class="drawing"', "") == page
+    out = slim.shown(page, {"a.webp": slim.Picture(900, 20, True)})
+    assert out.count("drawing") == turned and out.count("wide") == 1
+    assert re.sub(r' class="[a-z ]*"', "", out) == page.replace("<img ", '<img width="900" height="20" ', 1)
+    assert 'class="small"' in slim.shown(page, {"a.webp": slim.Picture(600, 20, False)})
+
+
+def test_ink_on_an_empty_ground_is_darker_and_the_same_grey_in_a_photograph_stays():
+    image = Image.new("RGBA", (100, 60))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle([50, 10, 90, 50], fill=(122, 122, 122, 255))  # a grey photograph
+    draw.line([(10, 5), (10, 55)], fill=(122, 122, 122, 255), width=2)
+    draw.point((20, 20), fill=(122, 122, 122, 90))
+    draw.point((30, 20), fill=(0, 114, 178, 255))
+    before, after = np.asarray(image), np.asarray(slim.inked(image))
+    assert (after[..., 3] == before[..., 3]).all() and (after[30, 60:80] == before[30, 60:80]).all()
+    assert (after[5:55, 10, :3] == slim.DARKER).all() and tuple(after[20, 20]) == (*3 * [slim.DARKER], 90)
+    assert tuple(after[20, 30]) == (0, 114, 178, 255)
+
+
+def test_the_ink_of_the_notebooks_is_known_to_the_book():
+    from densegen.workbench.figures import COLOURS
+
+    assert COLOURS["grey"] == f"#{slim.INK:02x}" + 2 * f"{slim.INK:02x}"
+    assert contrast(3 * f"{slim.DARKER:02x}", "e2e4e8") > 7
+
+
+LISTED = [
+    "Song and Ermon, *Gradients*, NeurIPS 2019 ([arXiv:1907.05600](https://a.org/2020.1))",
+    "Song and Ermon, *Techniques*, NeurIPS 2020 ([arXiv](https://b.org))",
+    "Y. Song, C. Meng, S. Ermon, [*Implicit*](https://c.org), ICLR 2021.",
+    "Y. Song et al., [*Equations*](https://d.org), ICLR 2021.",
+    "A. van den Oord, N. Kalchbrenner, [*Pixels*](https://e.org), ICML 2016.",
+]
+
+
+@pytest.mark.parametrize("text, works", [
+    ("(Song and Ermon, NeurIPS 2020)", ["b"]), ("Song and Ermon (2019) say", ["a"]), ("Song, Meng and Ermon, ICLR 2021", ["c"]),
+    ("(Song et al., 2021)", []), ("as Song says", []), ("(PixelRNN, van den Oord and Kalchbrenner 2016)", ["e"]), ("In 2016", []),
+    ("(van den Oord et al., ICML 2016; Song and Ermon 2020)", ["e", "b"]),
+])
+def test_a_work_that_is_named_stands_in_the_margin_where_no_other_can_be_meant(text, works):
+    page = f'<p>So {text}.</p><pre>{text}</pre><section id="references"><p>{text}</p></section>'
+    out = asides.beside(page, LISTED)
+    assert re.findall(r'<span class="aside" role="note">.*?href="https://(\w)', out) == works
+    assert re.sub(r'<span class="aside".*?</span>|</?a\b[^>]*>', "", out) == page
+    assert asides.beside(page.replace("So", "So " + text + ","), LISTED).count('class="aside"') == len(works)
+
+
+def test_many_lectures_have_notes_in_their_margin():
+    works = [asides.works(json.loads(path.read_text())) for path in (ROOT / "nbs").glob("[0-9]*.ipynb")]
+    assert sum(map(len, works)) > 300
+    assert asides.works({"cells": [{"cell_type": "markdown", "source": ["## References\n- Bee, [*One*](https://a.org), 2019; [*Two*](https://b.org), 2020"]}]})[1].startswith("Bee, [*Two*]")
 
 
 def luminance(colour):

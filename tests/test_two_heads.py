@@ -2,21 +2,24 @@
 import copy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from densegen.anomaly.scores import auroc
+from densegen.dense import two_heads as module
 from densegen.dense.closed_set import frozen_ladder
 from densegen.dense.dense_hybrid import DenseHybrid, HybridHalf, _log_density
 from densegen.dense.segmentation import Dense, Ladder, SegmentationModel, fit_size
 from densegen.dense.two_heads import (
-    KPlusOne, TwoHeads, answers, class_loss, fine_tune, frozen_maps, mixed_batches, outlier_loss, resized,
+    KPlusOne, TwoHeads, answers, class_loss, fine_tune, frozen_maps, mixed_batches, outlier_loss, resized, tuned_heads,
 )
 from densegen.streets.pasting import paste
 from densegen.streets.scenes import streets
 from densegen.streets.things import NEGATIVES
+from densegen.workbench.artifacts import artifact
 from densegen.workbench.pictures import OUTLIER, VOID
 
 
@@ -105,6 +108,21 @@ def test_one_class_more_is_one_softmax(scenes):
     p = torch.cat([dense.coarse, model.log_odds(dense)[:, None]], 1).softmax(1)
     expected = resized(p[:, 11] - p[:, :11].amax(1), scenes.images.shape[2:])
     assert torch.allclose(model.anomaly_score(scenes.images), expected, atol=1e-5)
+
+
+def test_tuned_heads_are_trained_once_and_leave_the_closed_model_alone(scenes, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(module, "artifact", partial(artifact, folder=tmp_path))
+    torch.manual_seed(0)
+    closed = frozen_ladder(11, 64).eval()
+    before, crops = copy.deepcopy(closed.state_dict()), (*frozen_maps(scenes.images, 64)["maps"], scenes.labels)
+    first, again, other = (tuned_heads(closed, crops, seed, 2) for seed in (0, 0, 1))
+    assert capsys.readouterr().out.count("computed") == 2
+    assert all(torch.equal(v, before[name]) for name, v in closed.state_dict().items())
+    scores = [next(answers(d.model, crops[:-1], (64, 96))) for d in (first, again, other)]
+    scores = [d.score(dense) for d, dense in zip((first, again, other), scores)]
+    assert torch.equal(scores[0], scores[1]) and not torch.equal(scores[0], scores[2]) and not first.training
+    assert not torch.equal(first.model.head.weight, closed.head.weight)
+    assert type(tuned_heads(closed, crops, 0, 1, "class K+1")) is KPlusOne
 
 
 def test_maps_of_a_frozen_encoder_stand_for_the_images(scenes):
@@ -249,6 +267,10 @@ def test_the_loss_as_printed_is_the_loss_as_run(scenes, balanced):
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
         assert terms[name].item() == pytest.approx(value.item(), rel=1e-4), name
+    model.beta = DenseHybrid(small(), 6, beta, balanced, head=0.7).beta  # the head's weight alone
+    heavier = model.loss((scenes.images, labels))
+    assert heavier["outlier"].item() == pytest.approx(0.7 * two.item(), rel=1e-4)
+    assert heavier["density"].item() == terms["density"].item()
 
 
 def test_the_floor_lets_go_of_what_lies_below_it(scenes):

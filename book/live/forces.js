@@ -36,7 +36,7 @@ function forcesPicture({ s, spread }) {
     tag("circle", { cx: along(s), cy: Math.max(up(sum), 60), r: 5, fill: INK }),
     arrow(here.pull, ORANGE, 306), arrow(here.push, GREEN, 320),
     said(340, 20, ORANGE, `prior ${here.prior.toFixed(2)}`), said(440, 20, GREEN, `- log det ${here.volume.toFixed(2)}`),
-    said(566, 20, INK, `loss ${sum.toFixed(2)}`), said(340, 42, INK, "loss against s, and where each part pulls"),
+    said(566, 20, INK, `loss ${sum.toFixed(2)}`), said(340, 42, INK, "loss against s; the pull of each part"),
   ].join(""));
 }
 

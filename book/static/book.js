@@ -24,7 +24,7 @@ function plainText(text) {
 
 if (typeof Search !== "undefined") {
   const whole = Search.htmlToText;
-  Search.htmlToText = (html, anchor) => plainText(whole(html, anchor));
+  Search.htmlToText = (html, anchor) => plainText(whole(html.replace(/<span class="aside".*?<\/span>/gs, ""), anchor));
 }
 
 // what an address points at is opened, if it is folded
@@ -33,9 +33,9 @@ function unfold() {
   if (target) target.querySelectorAll("details").forEach((part) => (part.open = true));
 }
 
-// a table or formula that is wider than its place can be scrolled by keyboard, too; code always can
+// a table, formula or drawing that is wider than its place can be scrolled by keyboard, too; code always can
 function reachable() {
-  for (const wide of document.querySelectorAll("article table, article .table-wrapper, article mjx-container[display]"))
+  for (const wide of document.querySelectorAll("article :is(table, .table-wrapper, mjx-container[display], .cell_output .output)"))
     if (wide.scrollWidth > wide.clientWidth + 1) wide.tabIndex = 0;
 }
 

@@ -32,11 +32,12 @@ class DenseHybrid(TwoHeads):
         self,
         model: SegmentationModel,  # is trained further
         channels: int,  # of its penultimate map
-        beta: float = 0.03,  # weight of the density on negatives; the head has ten times as much
+        beta: float = 0.03,  # weight of the density on negatives
         balanced: bool = True,  # means of the head's loss, see `outlier_loss`; the released code has False
         floor: float | None = 0.0,  # log-density below which a negative is left alone; None: pushed down without end
+        head: float | None = None,  # weight of the head's loss; None: ten times `beta`
     ):
-        super().__init__(model, channels, 10 * beta, balanced)
+        super().__init__(model, channels, 10 * beta if head is None else head, balanced)
         self.density, self.floor = beta, floor
 
     def beliefs(self, dense: Dense) -> tuple[Tensor, Tensor]:

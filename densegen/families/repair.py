@@ -120,10 +120,8 @@ def repair_weights(
         learner, options = Learner(NoisyJEM(), noisy_loss), {"batch_size": 32, "lr": 2e-3, "clip": 1.0}
     else:
         chains = ContrastiveDivergence(Langevin(1.0, 0.01), 10, "buffer", ReplayBuffer(1000, (1, 28, 28)), penalty=0.1)
-        joint = JointLoss(chains)
-        objective = lambda model, batch: joint(model, (batch[0].float() / 127.5 - 1, batch[1]))
-        learner = Learner(JEM(conv_classifier((1, 28, 28), width=16)), objective)
-        options = {"batch_size": 32, "lr": 1e-3, "limit": 1e4}
+        learner = Learner(JEM(conv_classifier((1, 28, 28), width=16)), JointLoss(chains))
+        v, options = v.float() / 127.5 - 1, {"batch_size": 32, "lr": 1e-3, "limit": 1e4}
     fit(learner, (v, y), steps=updates, schedule=cosine(0.05), label=way, **options)
     return learner.model.state_dict()
 

@@ -69,8 +69,9 @@ def family_weights(
         model.initialize(v[:256])
     if name == "energy":
         chains = ContrastiveDivergence(COLD, 20, "buffer", ReplayBuffer(1000, tuple(v.shape[1:])), penalty=0.1)
-        noisy = lambda v: v.float() / 127.5 - 1 + 0.03 * torch.randn(v.shape)
+        noisy = lambda v: v.float() / 127.5 - 1 + 0.03 * torch.randn(v.shape, device=v.device)
         learner = Learner(model, lambda net, v: chains(net, noisy(v)))
+        learner.chains = chains  # goes to the device with the learner
     batch, rate = HOW[name]
     fit(learner, v, steps=updates, batch_size=batch, lr=rate, seed=seed, schedule=cosine(0.05),
         label=name, **MORE[name])

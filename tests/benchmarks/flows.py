@@ -1,7 +1,8 @@
 """Times Glow beside the bare coupling networks (the limit) and its peers on 3x32x32 images; prints a Markdown table and judges nothing.
 
 Run `make bench` on a quiet machine. All models take turns in one process and hold the same networks; the numbers are
-medians over the rounds. "Saved" is what one training step keeps for its backward pass, parameters apart.
+medians over the rounds. "Saved" is what one training step keeps for its backward pass, parameters apart. With `--parts` a
+second table adds up what surrounds the networks.
 """
 import argparse
 import importlib.util
@@ -13,7 +14,7 @@ from torch import nn
 
 from densegen.flows.bijections import StandardNormal
 from densegen.flows.coupling import ConvNet
-from densegen.flows.glow import Glow
+from densegen.flows.glow import Glow, GlowSteps
 
 SHAPE, LEVELS, STEPS, WIDTH, BATCH = (3, 32, 32), 3, 8, 128, 16
 
@@ -115,11 +116,45 @@ def saved(model: nn.Module, x: torch.Tensor) -> float:
     return sum(seen.values()) / 2**20
 
 
+def parts(glow: Glow, x: torch.Tensor) -> dict:
+    "What a pass is made of: each entry does what the one before it does, and one thing more."
+    levels = [part for part in glow.modules() if isinstance(part, GlowSteps)]
+    states = [torch.randn(BATCH, c, side, side, device=x.device) for c, side in shapes()]
+    ready = [state[:, : state.shape[1] // 2].contiguous(memory_format=torch.channels_last) for state in states]
+
+    def turned(coupling, state, _):
+        return coupling.net(state[:, : coupling.sizes[0]])
+
+    def halves(coupling, state, _):
+        kept, changed = state.split(coupling.sizes, 1)
+        return kept, coupling.transform.forward(changed, coupling.net(kept))[0]
+
+    def each(part):
+        @torch.no_grad()
+        def call():
+            for level, state, kept in zip(levels, states, ready):
+                for step in level.bijections:
+                    part(step.bijections[2], state, kept)
+
+        return call
+
+    return {
+        "the networks": each(lambda coupling, _, kept: nn.Sequential.forward(coupling.net, kept)),
+        "+ images turned for them and back": each(turned),
+        "+ tanh, exp, product and sum": each(halves),
+        "+ halves joined": each(lambda *args: torch.cat(halves(*args), 1)),
+        "+ ActNorm, 1x1 convolution, slopes": torch.no_grad()(lambda: [level(s) for level, s in zip(levels, states)]),
+        "+ squeezes, priors, base: log_prob": density(glow, x),
+        "sampling": draw(glow),
+    }
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--device", default="cpu")
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--compile", action="store_true", help="also time torch.compile and bfloat16")
+    options.add_argument("--parts", action="store_true", help="also time what surrounds the networks, part by part")
     args = options.parse_args()
     torch.manual_seed(0)
     x = torch.rand(BATCH, *SHAPE, device=args.device)
@@ -147,6 +182,11 @@ def main() -> None:
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         cells = [f"{t[name]:.1f} | {t[name] / t['bare networks']:.2f}" for t in (steps, logs, draws)]
         print(f"| {name} | {size:,} | {' | '.join(cells)} | {saved(model, x):.0f} |")
+    if args.parts:
+        took = timed(parts(models["densegen Glow"], x))
+        print("\n| of a pass | ms | times the networks |\n| --- | --- | --- |")
+        for name, ms in took.items():
+            print(f"| {name} | {ms:.1f} | {ms / took['the networks']:.2f} |")
 
 
 def draw(model: nn.Module):

@@ -72,3 +72,9 @@ def test_points_stand_under_points():
 def test_a_cell_loses_its_paragraph_only_if_it_is_the_only_one():
     out = tables.aligned("<table><tr class=\"row-odd\"><td><p>a <b>c</b></p></td><td><p>d</p><p>e</p></td></tr></table>")
     assert out == "<table><tr><td>a <b>c</b></td><td><p>d</p><p>e</p></td></tr></table>"
+
+
+def test_a_phone_leaves_room_for_columns_of_sentences():
+    rows = f"<tr><th>a</th><th>b</th></tr><tr><td>short</td><td>{'long words ' * 5}</td></tr>"
+    out = tables.aligned(f"<table>{rows}</table>")
+    assert '<th>a</th><th class="words">b</th>' in out and out.count("class=") == 1
